@@ -1,0 +1,400 @@
+"""MRD client: sends a file to a server, keeps the images that come back."""
+
+import argparse
+import json
+import logging
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import ismrmrd
+import numpy as np
+
+from codec import MrdError
+from connection import Connection
+from constants import MessageId
+from mrdfile import MrdFileError, MrdWriter
+from mrdsource import Item, Source, open_source
+
+logger = logging.getLogger(__name__)
+
+CONNECT_PATIENCE = 5.0  # a server that is just starting may refuse connections for this long [s]
+CONNECT_PAUSE = 0.2
+
+
+class ClientError(Exception):
+    """The session cannot be held; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """What to send where, and where to keep what comes back.
+
+    Attributes
+    ----------
+    source : Path
+        MRD .h5 or ISMRMRD stream file.
+    in_group, out_group : str or None
+        Groups of the input and output files; None: the only one, and the date and time.
+    output : Path or None
+        Output file; None: the input's name with ``_results.h5``.
+    address, port : str, int
+        Where the server listens.
+    config : str
+        Name of the module that the server is to run.
+    config_file : Path or None
+        A local file whose text is sent as the config instead.
+    ignore_json_config : bool
+        Whether modules named in JSON parameters are left out, so that `config` decides.
+    send_waveforms : bool
+        Whether waveforms are sent between the readouts.
+    fix_transposed : bool
+        Whether a received image is transposed when that makes it fit the first of its series.
+    timeout : float
+        Longest silence of the server [s].
+    progress : bool
+        Whether a line on the terminal shows how far the session is.
+    """
+
+    source: Path
+    in_group: str | None = None
+    output: Path | None = None
+    out_group: str | None = None
+    address: str = "localhost"
+    port: int = 9002
+    config: str = "invertcontrast"
+    config_file: Path | None = None
+    ignore_json_config: bool = False
+    send_waveforms: bool = False
+    fix_transposed: bool = False
+    timeout: float = 3600.0
+    progress: bool = False
+
+
+@dataclass
+class Result:
+    """What a session brought.
+
+    Attributes
+    ----------
+    output, group : Path, str
+        Where the images are.
+    sent, received : dict
+        How many acquisitions, waveforms and images went and came.
+    errors : list of str
+        Error messages of the server, and what broke the session off.
+    seconds : float
+        How long it took [s].
+    """
+
+    output: Path
+    group: str
+    sent: dict[str, int] = field(default_factory=dict)
+    received: dict[str, int] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class _Receiver(threading.Thread):
+    """Takes what the server sends, and writes it as it comes."""
+
+    def __init__(self, connection: Connection, options: ClientOptions, result: Result, header: str | None) -> None:
+        super().__init__(name="receiver", daemon=True)
+        self._connection = connection
+        self._options = options
+        self._result = result
+        self._header = header
+        self._shapes: dict[int, tuple[int, ...]] = {}
+        self.closed_properly = False
+
+    def run(self) -> None:
+        writer = None
+        try:
+            while True:
+                message = self._connection.receive()
+                if message.identifier == MessageId.CLOSE:
+                    self.closed_properly = True
+                    break
+                if isinstance(message.content, str):
+                    self._take_text(message.content)
+                    continue
+                if writer is None:
+                    writer = MrdWriter(self._result.output, self._result.group)
+                    writer.write_header(self._header or "")
+                writer.write(self._fixed(message.content))
+        except (MrdError, OSError) as error:
+            self._result.errors.append(f"the session broke off: {error}")
+        finally:
+            if writer is not None:
+                writer.close()
+
+    def _take_text(self, text: str) -> None:
+        word, _, rest = text.partition(" ")
+        level = logging.getLevelNamesMapping().get(word)
+        if level is None:
+            level, rest = logging.INFO, text
+        logger.log(level, "server: %s", rest.strip())
+        if level >= logging.ERROR:
+            self._result.errors.append(rest.strip().splitlines()[0] if rest.strip() else "an error without text")
+
+    def _fixed(self, item: Any) -> Any:
+        if not (self._options.fix_transposed and isinstance(item, ismrmrd.Image)):
+            return item
+        shape = self._shapes.setdefault(item.image_series_index, item.data.shape)
+        if item.data.shape == shape or (*item.data.shape[:2], *item.data.shape[:1:-1]) != shape:
+            return item
+        logger.warning("Image %d of series %d is transposed to fit", item.image_index, item.image_series_index)
+        return ismrmrd.Image(item.getHead(), meta=item.meta, data=np.ascontiguousarray(item.data.swapaxes(2, 3)))
+
+
+def connect(address: str, port: int, timeout: float) -> socket.socket:
+    """Connect to a server; one that refuses is tried again for a few seconds.
+
+    Raises
+    ------
+    ClientError
+        If the address is not known, or nobody listens there.
+    """
+    deadline = time.monotonic() + CONNECT_PATIENCE
+    while True:
+        try:
+            sock = socket.create_connection((address, port), timeout=CONNECT_PATIENCE)
+        except socket.gaierror as error:
+            raise ClientError(f"the address '{address}' is not known: {error.strerror}") from error
+        except OSError as error:
+            if not isinstance(error, ConnectionRefusedError) or time.monotonic() > deadline:
+                raise ClientError(f"no server answers at {address}:{port}: {error}") from error
+            time.sleep(CONNECT_PAUSE)
+        else:
+            sock.settimeout(timeout)
+            return sock
+
+
+def json_parameters(options: ClientOptions, of_file: str | None) -> str | None:
+    """JSON parameters to send: a local ``<config>.json``, else those of the input file.
+
+    Raises
+    ------
+    ClientError
+        If they are no JSON object.
+    """
+    local = Path(f"{options.config}.json")
+    if options.config_file is None and local.is_file():
+        text, where = local.read_text("utf-8"), str(local)
+        if of_file:
+            logger.warning("%s replaces the JSON parameters of the input file", local)
+    elif of_file:
+        text, where = of_file, str(options.source)
+    else:
+        return None
+    try:
+        parameters = json.loads(text)
+    except ValueError as error:
+        raise ClientError(f"the JSON parameters of {where} cannot be read: {error}") from error
+    if not isinstance(parameters, dict):
+        raise ClientError(f"the JSON parameters of {where} are to be an object: {{\"parameters\": {{...}}}}")
+    inner = parameters.get("parameters")
+    if options.ignore_json_config and isinstance(inner, dict):
+        for key in ("config", "customconfig"):
+            if inner.pop(key, None):
+                logger.warning('"%s" in the JSON parameters of %s is ignored: the config is given', key, where)
+    logger.info("JSON parameters from %s", where)
+    return json.dumps(parameters)
+
+
+def run(options: ClientOptions) -> Result:
+    """Hold one session: send the file, receive until the server closes.
+
+    Raises
+    ------
+    ClientError, MrdFileError
+        If the session cannot begin. What goes wrong later stands in the result's ``errors``.
+    """
+    output = options.output or options.source.with_name(f"{options.source.stem}_results.h5")
+    if output.resolve() == options.source.resolve():
+        raise ClientError(f"the output would overwrite the input {options.source}: name another with -o")
+    if not output.absolute().parent.is_dir():
+        raise ClientError(f"there is no folder {output.absolute().parent} for the output")
+    result = Result(output, options.out_group or str(datetime.now()))
+    start = time.monotonic()
+    with open_source(options.source, options.in_group, options.send_waveforms) as source:
+        parameters = json_parameters(options, source.json_parameters)
+        config_text = None if options.config_file is None else _read_config_file(options.config_file)
+        connection = Connection(connect(options.address, options.port, options.timeout))
+        try:
+            receiver = _Receiver(connection, options, result, source.header_xml)
+            receiver.start()
+            try:
+                if config_text is None:
+                    connection.send_config_file(options.config)
+                else:
+                    connection.send_config_text(config_text)
+                connection.send_metadata(source.header_xml or f"{options.source} holds no MRD header")
+                if parameters is not None:
+                    connection.send_json_parameters(parameters)
+                _send_items(connection, source, receiver, options)
+                connection.send_close()
+            except MrdError as error:
+                receiver.join(CONNECT_PATIENCE)  # the server's own words, if there are any, come first
+                result.errors.append(str(error))
+            while receiver.is_alive():  # its waits are limited by the socket's timeout
+                receiver.join(0.5)
+                _show_progress(connection, source, options)
+        except MrdFileError as error:
+            result.errors.append(str(error))
+        finally:
+            connection.abort()  # a receiver that still waits is woken
+            receiver.join(CONNECT_PATIENCE)
+            connection.close()
+    result.sent = {"acquisitions": connection.sentAcqs, "waveforms": connection.sentWaveforms,
+                   "images": connection.sentImages}  # fmt: skip
+    result.received = {"acquisitions": connection.recvAcqs, "waveforms": connection.recvWaveforms,
+                       "images": connection.recvImages}  # fmt: skip
+    result.seconds = time.monotonic() - start
+    return result
+
+
+def _read_config_file(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise ClientError(f"the config file {path} cannot be read: {error.strerror}") from error
+
+
+def _send_items(connection: Connection, source: Source, receiver: _Receiver, options: ClientOptions) -> None:
+    shown = time.monotonic()
+    for item in _until_closed(source.items, receiver):
+        if isinstance(item, ismrmrd.Acquisition):
+            connection.send_acquisition(item)
+        elif isinstance(item, ismrmrd.Waveform):
+            connection.send_waveform(item)
+        else:
+            connection.send_image(item)
+        if options.progress and time.monotonic() - shown > 0.2:
+            shown = time.monotonic()
+            _show_progress(connection, source, options)
+
+
+def _until_closed(items: Iterator[Item], receiver: _Receiver) -> Iterator[Item]:
+    """Items to send, up to the point where the server has closed: nobody would read the rest."""
+    for item in items:
+        if not receiver.is_alive():
+            logger.warning("The server has closed before everything was sent")
+            return
+        yield item
+
+
+def _show_progress(connection: Connection, source: Source, options: ClientOptions) -> None:
+    if not options.progress:
+        return
+    sent = connection.sentAcqs + connection.sentWaveforms + connection.sentImages
+    of_total = "" if source.total is None else f" of {source.total}"
+    print(f"\rsent {sent}{of_total}, received {connection.recvImages} images ", end="", file=sys.stderr, flush=True)
+
+
+# ---- command line --------------------------------------------------------------------------------------------------
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description="Sends an MRD file to an MRD server and keeps the images that come back.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("filename", type=Path, help="input: MRD .h5 file or ISMRMRD stream file")
+    add("-a", "--address", default="localhost", help="address of the server")
+    add("-p", "--port", type=int, default=9002, help="port of the server")
+    add("-o", "--outfile", type=Path, help="output file (default: the input's name with _results.h5)")
+    add("-g", "--in-group", help="group of the input file (default: the only one)")
+    add("-G", "--out-group", help="group of the output file (default: date and time)")
+    add("-c", "--config", default=None, help="module that the server is to run (default: invertcontrast)")
+    add("-C", "--config-local", type=Path, help="local file whose text is sent as the config")
+    add("-w", "--send-waveforms", action="store_true", help="send waveforms too, in time order between the readouts")
+    add("--ignore-json-config", action="store_true",
+        help="ignore modules named in JSON parameters (as when -c is given)")  # fmt: skip
+    add("--fix-transposed", action="store_true", help="transpose an image when that makes it fit its series")
+    add("--mrd2gif", action="store_true", help="make a GIF of the images")
+    add("-v", "--verbose", action="store_true", help="log details")
+    add("-l", "--logfile", type=Path, help="log into this file as well")
+    add("--quiet", action="store_true", help="print errors only")
+    add("--timeout", type=float, default=3600.0, metavar="SECONDS", help="longest silence of the server")
+    return parser.parse_args(arguments)
+
+
+def configure_logging(verbose: bool, quiet: bool, logfile: Path | None) -> None:
+    """Log to standard error, errors only if quiet, and to a file if asked."""
+    console = logging.StreamHandler()
+    console.setLevel(logging.ERROR if quiet else logging.NOTSET)
+    handlers: list[logging.Handler] = [console]
+    if logfile is not None:
+        logfile.absolute().parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(logfile, encoding="utf-8"))
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(format="%(asctime)s %(levelname)-8s %(message)s", level=level, handlers=handlers, force=True)
+    for chatty in ("h5py", "matplotlib", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def main() -> int:
+    """Run the client; returns the exit status."""
+    arguments = parse_arguments()
+    configure_logging(arguments.verbose, arguments.quiet, arguments.logfile)
+    options = ClientOptions(
+        source=arguments.filename,
+        in_group=arguments.in_group,
+        output=arguments.outfile,
+        out_group=arguments.out_group,
+        address=arguments.address,
+        port=arguments.port,
+        config=arguments.config or "invertcontrast",
+        config_file=arguments.config_local,
+        ignore_json_config=arguments.ignore_json_config or arguments.config is not None,
+        send_waveforms=arguments.send_waveforms,
+        fix_transposed=arguments.fix_transposed,
+        timeout=arguments.timeout,
+        progress=sys.stderr.isatty() and not arguments.quiet,
+    )
+    try:
+        result = run(options)
+    except (ClientError, MrdFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nerror: interrupted", file=sys.stderr)
+        return 130
+    if options.progress:
+        print(file=sys.stderr)
+    if not arguments.quiet:
+        print_summary(result)
+    if arguments.mrd2gif and result.received["images"]:
+        import mrd2gif
+
+        for picture in mrd2gif.convert(result.output, result.group):
+            print(f"picture: {picture}")
+    if result.errors:
+        print(f"error: {result.errors[0]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def print_summary(result: Result) -> None:
+    """Print what went and what came."""
+
+    def listed(counts: dict[str, int]) -> str:
+        return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+
+    print(f"sent     {listed(result.sent)}")
+    print(f"received {listed(result.received)} in {result.seconds:.1f} s")
+    if any(result.received.values()):
+        print(f"output   {result.output} group '{result.group}'")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

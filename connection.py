@@ -1,0 +1,321 @@
+"""One MRD session over one socket: typed messages out of bytes, bytes out of typed messages, counters."""
+
+import io
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import ismrmrd
+
+import constants
+from codec import (
+    Limits,
+    Message,
+    MrdError,
+    ProtocolError,
+    SessionEnded,
+    StreamBroken,
+    encode,
+    read_content,
+    read_identifier,
+)
+from constants import MessageId
+
+logger = logging.getLogger(__name__)
+
+# Large enough that a readout of many channels comes with few system calls, small enough to stay in the processor's
+# cache; benchmarks/streaming.py measures it.
+RECEIVE_BUFFER = 256 << 10
+
+# How long a session that is being ended may take to say so [s].
+INTERRUPT_WAIT = 1.0
+
+
+class Observer(Protocol):
+    """Sees the bytes of a session as they arrive, before they are taken apart."""
+
+    def write(self, chunk: memoryview) -> None:
+        """Take one chunk; it is only valid during the call."""
+
+
+class _SocketStream(io.RawIOBase):
+    """Bytes of a socket as a raw stream that shows them to an observer; limits every wait."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.observer: Observer | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            count = self._socket.recv_into(buffer)
+        except TimeoutError:
+            wait = self._socket.gettimeout()
+            raise StreamBroken(f"the peer has sent nothing for {wait:g} s, and has not sent CLOSE") from None
+        except OSError as error:
+            raise StreamBroken(f"the connection broke while receiving: {error}") from error
+        if count and self.observer is not None:
+            self.observer.write(memoryview(buffer)[:count])
+        return count
+
+
+class Connection:
+    """Messages of one session, both ways.
+
+    Iterating yields what the peer sends (`ismrmrd.Acquisition`, `ismrmrd.Image`, `ismrmrd.Waveform`, or text) and ends
+    at CLOSE; a stream that breaks off raises. Receiving and sending have separate locks: one thread may send images
+    while another waits for data.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        A connected stream socket; its timeout limits each wait, for data as for room to send.
+    limits : Limits, optional
+        How large incoming messages may be.
+
+    Attributes
+    ----------
+    recvAcqs, recvImages, recvWaveforms, sentAcqs, sentImages, sentWaveforms : int
+        What has been received and sent.
+    is_exhausted : bool
+        Whether the peer's messages have ended, by CLOSE or by a break.
+    savedata : bool
+        Whether what comes in is being kept; `savedataFolder` and `mrdFilePath` say where, else they are empty.
+    """
+
+    def __init__(self, sock: socket.socket, limits: Limits | None = None) -> None:
+        self._socket = sock
+        self._limits = limits or Limits()
+        self._raw = _SocketStream(sock)
+        self._stream = io.BufferedReader(self._raw, RECEIVE_BUFFER)
+        self._receive_lock = threading.RLock()
+        self._send_lock = threading.Lock()
+        self._next_identifier: int | None = None
+        self._unreadable = False
+        self._close_sent = False
+        self._ended_by: str | None = None
+        self.is_exhausted = False
+        self.savedata = False
+        self.savedataFolder = ""
+        self.mrdFilePath = ""
+        self.recvAcqs = self.recvImages = self.recvWaveforms = 0
+        self.sentAcqs = self.sentImages = self.sentWaveforms = 0
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Show every byte that is received from here on to an observer, or to nobody."""
+        self._raw.observer = observer
+
+    # ---- receiving -------------------------------------------------------------------------------------------------
+
+    def peek_mrd_message_identifier(self) -> int | None:
+        """Identifier of the next message without taking it; None when the peer left without a further one.
+
+        Raises
+        ------
+        StreamBroken
+            If the stream ends within the identifier, or nothing comes within the socket's timeout.
+        """
+        with self._receive_lock:
+            if self._next_identifier is None and not self.is_exhausted:
+                try:
+                    self._next_identifier = read_identifier(self._stream)
+                except MrdError:
+                    self.is_exhausted = True
+                    raise
+            return self._next_identifier
+
+    def receive(self) -> Message:
+        """Take the next message, whatever it is.
+
+        Raises
+        ------
+        StreamBroken
+            If the stream ends before CLOSE or within a message, or nothing comes within the socket's timeout.
+        ProtocolError
+            If the bytes are no valid message.
+        """
+        with self._receive_lock:
+            if self.is_exhausted:
+                raise StreamBroken("the peer's messages have already ended")
+            identifier = self.peek_mrd_message_identifier()
+            self._next_identifier = None
+            if identifier is None:
+                self.is_exhausted = True
+                raise StreamBroken(f"the stream ends without CLOSE, after {self._received()}")
+            try:
+                message = read_content(identifier, self._stream, self._limits)
+            except MrdError as error:
+                self.is_exhausted = True
+                self._unreadable = isinstance(error, ProtocolError)
+                raise type(error)(f"{error} (after {self._received()})") from None
+            if identifier == MessageId.ISMRMRD_ACQUISITION:
+                self.recvAcqs += 1
+            elif identifier == MessageId.ISMRMRD_IMAGE:
+                self.recvImages += 1
+            elif identifier == MessageId.ISMRMRD_WAVEFORM:
+                self.recvWaveforms += 1
+            elif identifier == MessageId.CLOSE:
+                self.is_exhausted = True
+            return message
+
+    def _received(self) -> str:
+        return f"{self.recvAcqs} readouts, {self.recvWaveforms} waveforms and {self.recvImages} images"
+
+    def next(self) -> Any:
+        """Content of the next message; None when the peer has closed (iterate instead, where you can)."""
+        with self._receive_lock:
+            return None if self.is_exhausted else self.receive().content
+
+    def __iter__(self) -> Iterator[Any]:
+        while not self.is_exhausted:
+            message = self.receive()
+            if message.identifier != MessageId.CLOSE:
+                yield message.content
+
+    # ---- sending ---------------------------------------------------------------------------------------------------
+
+    def _send(self, identifier: MessageId, content: Any = None) -> None:
+        buffers = [memoryview(part).cast("B") for part in encode(identifier, content) if len(part)]
+        with self._send_lock:
+            if self._ended_by:
+                raise SessionEnded(f"{identifier.name} cannot be sent: {self._ended_by}")
+            try:
+                self._send_all(buffers)
+            except OSError as error:
+                # What follows a message that was cut short could not be told from its missing bytes.
+                self._ended_by = f"the connection broke while sending: {error}"
+                raise StreamBroken(self._ended_by) from error
+            if identifier == MessageId.CLOSE:
+                self._ended_by = "CLOSE has been sent"
+
+    def _send_all(self, buffers: list[memoryview]) -> None:
+        if not hasattr(self._socket, "sendmsg"):  # Windows
+            self._socket.sendall(b"".join(buffers))
+            return
+        while buffers:
+            sent = self._socket.sendmsg(buffers)
+            while buffers and sent >= len(buffers[0]):
+                sent -= len(buffers.pop(0))
+            if sent:
+                buffers[0] = buffers[0][sent:]
+
+    def send_config_file(self, name: str) -> None:
+        """Send the name of the module to run."""
+        self._send(MessageId.CONFIG_FILE, name)
+
+    def send_config_text(self, text: str) -> None:
+        """Send a config as text."""
+        self._send(MessageId.CONFIG_TEXT, text)
+
+    def send_metadata(self, xml: str) -> None:
+        """Send the MRD header."""
+        self._send(MessageId.METADATA_XML_TEXT, xml)
+
+    def send_text(self, text: str) -> None:
+        """Send a text."""
+        self._send(MessageId.TEXT, text)
+
+    def send_json_parameters(self, parameters: dict[str, Any] | str) -> None:
+        """Send JSON parameters; they belong directly after the header."""
+        self.send_text(parameters if isinstance(parameters, str) else json.dumps(parameters))
+
+    def send_logging(self, level: str, text: str) -> None:
+        """Log a line here and send it to the peer.
+
+        Parameters
+        ----------
+        level : str
+            DEBUG, INFO, WARNING, ERROR or CRITICAL, as ``constants.MRD_LOGGING_*`` have them.
+        text : str
+            The line.
+        """
+        logger.log(logging.getLevelNamesMapping().get(level.strip(), logging.INFO), "%s", text)
+        self.send_text(f"{level.strip():<{len(constants.MRD_LOGGING_INFO)}} {text}")
+
+    def send_acquisition(self, acquisition: ismrmrd.Acquisition) -> None:
+        """Send a readout."""
+        self._send(MessageId.ISMRMRD_ACQUISITION, acquisition)
+        self.sentAcqs += 1
+
+    def send_waveform(self, waveform: ismrmrd.Waveform) -> None:
+        """Send a waveform."""
+        self._send(MessageId.ISMRMRD_WAVEFORM, waveform)
+        self.sentWaveforms += 1
+
+    def send_image(self, images: ismrmrd.Image | Iterable[ismrmrd.Image | None] | None) -> None:
+        """Send an image, or several; None among them is skipped."""
+        for image in [images] if isinstance(images, ismrmrd.Image) else images or []:
+            if image is not None:
+                self._send(MessageId.ISMRMRD_IMAGE, image)
+                self.sentImages += 1
+
+    def send_close(self) -> None:
+        """Tell the peer that nothing more comes; any further call does nothing."""
+        with self._send_lock:
+            if self._close_sent or self._ended_by:
+                return
+            self._close_sent = True
+        self._send(MessageId.CLOSE)
+
+    # ---- ending ----------------------------------------------------------------------------------------------------
+
+    def drain(self, wait: float, total: float) -> None:
+        """Take and drop what the peer still sends, until its CLOSE or its end.
+
+        A socket closed with unread data resets the connection, and the peer may then lose what was sent to it last: the
+        error message that says why.
+
+        Parameters
+        ----------
+        wait : float
+            Longest pause of the peer [s].
+        total : float
+            Longest time in all [s]; infinite when the data are being kept.
+        """
+        deadline = time.monotonic() + total
+        buffer = bytearray(RECEIVE_BUFFER)
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(wait)
+            while not self.is_exhausted and time.monotonic() < deadline:
+                self.receive()
+            # Behind bytes that are no message there is no telling where the next one starts.
+            while self._unreadable and self._raw.readinto(buffer) and time.monotonic() < deadline:
+                pass
+        except (MrdError, OSError) as error:
+            logger.debug("The peer's remaining data ended early: %s", error)
+
+    def interrupt(self, last_words: str) -> None:
+        """End both directions from another thread, with a text and CLOSE to the peer if they can be sent at once.
+
+        A thread that waits in this connection gets `StreamBroken`.
+        """
+        self._socket.settimeout(INTERRUPT_WAIT)
+        if self._send_lock.acquire(timeout=INTERRUPT_WAIT):  # else a module is stuck in sending to a peer that is stuck
+            self._send_lock.release()
+            try:
+                self.send_text(last_words)
+                self.send_close()
+            except MrdError as error:
+                logger.debug("The peer could not be told: %s", error)
+        self.abort()
+
+    def abort(self) -> None:
+        """End both directions at once; a thread that waits in this connection gets `StreamBroken`."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            logger.debug("The connection was closed already.")
+
+    def close(self) -> None:
+        """Release the socket."""
+        self.is_exhausted = True
+        self._socket.close()

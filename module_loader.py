@@ -1,0 +1,137 @@
+"""Finds and loads the reconstruction module that a config names.
+
+The name comes over the network. It counts only if it is a plain identifier, a file of that name lies in one of the
+folders that the person who started the server chose, and the file's own source defines ``process``. The source is
+inspected before any of it runs, so naming ``client``, ``os``, ``../x`` or an installed package executes nothing.
+"""
+
+import ast
+import importlib.util
+import logging
+import re
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+Process = Callable[[Any, Any, Any], object]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+
+
+class ModuleError(Exception):
+    """A module's file is there, but it cannot be loaded; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    source: bytes
+    module: types.ModuleType
+
+
+class ModuleLoader:
+    """Loads modules from a fixed list of folders.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Where modules may lie; the first folder that has the name wins.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = [folder.resolve() for folder in folders]
+        self._loaded: dict[Path, _Loaded] = {}
+        self._lock = threading.Lock()
+
+    def find(self, name: str) -> Path | None:
+        """File of a module, or None if the name is none, no folder has it, or the file defines no ``process``.
+
+        Raises
+        ------
+        ModuleError
+            If the file has a syntax error.
+        """
+        if not _NAME.fullmatch(name):
+            return None
+        for folder in self.folders:
+            path = folder / f"{name}.py"
+            if path.is_file():
+                return path if _defines_process(_parse(path, path.read_bytes()).body) else None
+        return None
+
+    def load(self, name: str) -> Process | None:
+        """``process`` of a module as it is on disk now, or None if there is no such module.
+
+        A file that has changed since it was last loaded is loaded anew; sessions that run keep what they have. What the
+        module imports is imported once, as everywhere in Python.
+
+        Raises
+        ------
+        ModuleError
+            If the file has a syntax error, or raises when it is loaded.
+        """
+        path = self.find(name)
+        if path is None:
+            return None
+        with self._lock:
+            source = path.read_bytes()
+            loaded = self._loaded.get(path)
+            if loaded is None or loaded.source != source:
+                loaded = _Loaded(source, _execute(name, path, source))
+                self._loaded[path] = loaded
+                logger.info("Loaded module %s from %s", name, path)
+        process = getattr(loaded.module, "process", None)
+        if not callable(process):
+            raise ModuleError(f"{path}: process is no function")
+        return process
+
+
+def _parse(path: Path, source: bytes) -> ast.Module:
+    try:
+        return ast.parse(importlib.util.decode_source(source), str(path))
+    except (SyntaxError, ValueError) as error:
+        raise ModuleError(f"{path} is no valid Python: {error}") from error
+
+
+def _defines_process(body: Iterable[ast.stmt]) -> bool:
+    """Whether top-level statements, also those within if, try and with, bind the name ``process``."""
+    for statement in body:
+        match statement:
+            case ast.FunctionDef(name="process"):
+                return True
+            case ast.Assign(targets=targets) if any(isinstance(t, ast.Name) and t.id == "process" for t in targets):
+                return True
+            case ast.ImportFrom(names=names) if any((alias.asname or alias.name) == "process" for alias in names):
+                return True
+            case ast.If() | ast.Try() | ast.With():
+                inner = [getattr(statement, part, []) for part in ("body", "orelse", "finalbody")]
+                if any(_defines_process(part) for part in inner):
+                    return True
+    return False
+
+
+def _execute(name: str, path: Path, source: bytes) -> types.ModuleType:
+    """Run a module's source under a name of its own, so that a file ``json.py`` cannot stand in for the library.
+
+    The source is compiled here: Python's bytecode cache compares whole seconds and would miss a quick edit.
+    """
+    module = types.ModuleType(f"mrd_module_{name}")
+    module.__file__ = str(path)
+    previous = sys.modules.get(module.__name__)
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(_parse(path, source), str(path), "exec"), module.__dict__)
+    except BaseException as error:
+        if previous is None:
+            del sys.modules[module.__name__]
+        else:
+            sys.modules[module.__name__] = previous
+        if isinstance(error, ModuleError):
+            raise
+        raise ModuleError(f"{path} raised {type(error).__name__} when it was loaded: {error}") from error
+    return module

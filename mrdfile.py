@@ -1,0 +1,352 @@
+"""MRD files: HDF5 in batches, both ways.
+
+Layout of a group: ``xml`` (MRD header), ``data`` (readouts), ``waveforms``,
+``image_<series>/{data,header,attributes}``, and, as servers of this kind keep them, ``config``, ``config_file`` and
+``configAdditional`` (JSON parameters).
+
+Reading or writing one readout at a time, as ``ismrmrd.Dataset`` does, costs an HDF5 call and several small allocations
+each; whole slices are limited by HDF5's variable-length elements alone (``benchmarks/`` has the figures).
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import ismrmrd
+import numpy as np
+from ismrmrd.hdf5 import (
+    acquisition_dtype,
+    acquisition_header_dtype,
+    get_hdf5type,
+    image_header_dtype,
+    waveform_dtype,
+    waveform_header_dtype,
+)
+
+from codec import IMAGE_DTYPES, parse_attributes
+
+logger = logging.getLogger(__name__)
+
+BATCH = 256
+BATCH_BYTES = 32 << 20
+TEXT = h5py.string_dtype("utf-8")
+
+
+class MrdFileError(OSError):
+    """A file cannot be opened or is no MRD file; the message names the file and what is missing."""
+
+
+def image_groups(group: h5py.Group) -> list[str]:
+    """Names of the image sub-groups of a group, in the order of their series numbers."""
+
+    def series(name: str) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", name)]
+
+    names = [name for name in group if name.startswith(("image_", "images_")) and "data" in group[name]]
+    return sorted(names, key=lambda name: (series(name), name))
+
+
+def open_mrd(path: Path | str) -> h5py.File:
+    """Open an MRD .h5 file for reading.
+
+    Raises
+    ------
+    MrdFileError
+        If there is no such file, or it is no HDF5 file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MrdFileError(f"there is no file {path}")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise MrdFileError(f"{path} cannot be read as HDF5: {error}") from error
+
+
+class MrdReader:
+    """One group of an MRD .h5 file, read in slices.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    group : str, optional
+        The group to read; may be left out when the file has only one.
+
+    Attributes
+    ----------
+    group : str
+        Name of the group.
+    header_xml, config, config_text, json_parameters : str or None
+        What the file holds of the session's opening messages.
+    acquisition_count, waveform_count, image_count : int
+        How much there is to read.
+
+    Raises
+    ------
+    MrdFileError
+        If the file is no MRD file, the group is not there, or must be named because there are several.
+    """
+
+    def __init__(self, path: Path | str, group: str | None = None) -> None:
+        self.path = Path(path)
+        self._file = open_mrd(self.path)
+        try:
+            self.group = self._choose(group)
+            self._group = self._file[self.group]
+            self.image_groups = image_groups(self._group)
+        except BaseException:
+            self._file.close()
+            raise
+        self.header_xml = self._text("xml")
+        self.config = self._text("config_file")
+        self.config_text = self._text("config")
+        self.json_parameters = self._text("configAdditional")
+        self.acquisition_count = self._count("data")
+        self.waveform_count = self._count("waveforms")
+        self.image_count = sum(self._count(f"{name}/data") for name in self.image_groups)
+
+    def _choose(self, group: str | None) -> str:
+        groups = [name for name, item in self._file.items() if isinstance(item, h5py.Group)]
+        if group is None:
+            if len(groups) != 1:
+                raise MrdFileError(f"{self.path} has {len(groups)} groups, name one of them: {', '.join(groups)}")
+            return groups[0]
+        if not isinstance(self._file.get(group), h5py.Group):
+            raise MrdFileError(f"{self.path} has no group '{group}', it has: {', '.join(groups) or 'none'}")
+        return group
+
+    def _text(self, name: str) -> str | None:
+        if name not in self._group:
+            return None
+        value = np.ravel(self._group[name][()])
+        if not value.size:
+            return None
+        return value[0].decode("utf-8", "replace") if isinstance(value[0], bytes) else str(value[0])
+
+    def _count(self, name: str) -> int:
+        return len(self._group[name]) if name in self._group else 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _records(self, name: str, header_dtype: np.dtype) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Slices of a table, each with its headers packed as the `ismrmrd` structures lay them out.
+
+        Other programs align the fields of the headers differently, so these are copied field by field.
+        """
+        table = self._group[name]
+        for start in range(0, len(table), BATCH):
+            records = table[start : start + BATCH]
+            heads = np.zeros(len(records), header_dtype)
+            _copy_fields(records["head"], heads)
+            yield heads, records
+
+    def acquisitions(self) -> Iterator[ismrmrd.Acquisition]:
+        """Yield the readouts in the order of the file."""
+        if not self.acquisition_count:
+            return
+        for heads, records in self._records("data", acquisition_header_dtype):
+            for head, trajectory, data in zip(heads, records["traj"], records["data"], strict=True):
+                header = ismrmrd.AcquisitionHeader.from_buffer_copy(head)
+                shape = (header.active_channels, header.number_of_samples)
+                trajectory_shape = (header.number_of_samples, header.trajectory_dimensions)
+                yield ismrmrd.Acquisition(
+                    header,
+                    self._shaped(data.astype(np.float32, copy=False).view(np.complex64), shape, "data"),
+                    self._shaped(trajectory.astype(np.float32, copy=False), trajectory_shape, "trajectory"),
+                )
+
+    def waveforms(self) -> Iterator[ismrmrd.Waveform]:
+        """Yield the waveforms in the order of the file."""
+        if not self.waveform_count:
+            return
+        for heads, records in self._records("waveforms", waveform_header_dtype):
+            for head, data in zip(heads, records["data"], strict=True):
+                header = ismrmrd.WaveformHeader.from_buffer_copy(head)
+                values = data.astype(np.uint32, copy=False)
+                yield ismrmrd.Waveform(
+                    header, self._shaped(values, (header.channels, header.number_of_samples), "waveform")
+                )
+
+    def images(self, name: str | None = None) -> Iterator[ismrmrd.Image]:
+        """Yield the images of one sub-group, or of all of them in the order of their series."""
+        for group in self.image_groups if name is None else [name]:
+            parts = self._group[group]
+            for index in range(len(parts["data"])):
+                head = np.zeros(1, image_header_dtype)
+                _copy_fields(parts["header"][index : index + 1], head)
+                header = ismrmrd.ImageHeader.from_buffer_copy(head)
+                data = parts["data"][index]
+                if data.dtype.names:  # complex numbers are kept as pairs
+                    real, imaginary = data.dtype.names
+                    data = (data[real] + 1j * data[imaginary]).astype(IMAGE_DTYPES[header.data_type])
+                attributes = np.ravel(parts["attributes"][index])[0] if "attributes" in parts else ""
+                if isinstance(attributes, bytes):
+                    attributes = attributes.decode("utf-8", "replace")
+                yield ismrmrd.Image(header, meta=parse_attributes(attributes), data=np.ascontiguousarray(data))
+
+    def _shaped(self, values: np.ndarray, shape: tuple[int, int], what: str) -> np.ndarray:
+        if values.size != shape[0] * shape[1]:
+            raise MrdFileError(f"{self.path}: {what} has {values.size} values where its header says {shape}")
+        return values.reshape(shape)
+
+
+def _copy_fields(source: np.ndarray, target: np.ndarray) -> None:
+    for name in target.dtype.names:
+        if name not in source.dtype.names:
+            continue  # a field that came with a later version of the format stays zero
+        if target.dtype[name].names:
+            _copy_fields(source[name], target[name])
+        else:
+            target[name] = source[name]
+
+
+class MrdWriter:
+    """Appends to one group of an MRD .h5 file, in batches.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; made if it is not there, else added to.
+    group : str
+        The group; images, readouts and waveforms that it already holds are kept.
+    """
+
+    def __init__(self, path: Path | str, group: str = "dataset") -> None:
+        self.path = Path(path)
+        try:
+            self._file = h5py.File(self.path, "a")
+        except OSError as error:
+            raise MrdFileError(f"{self.path} cannot be written: {error}") from error
+        self.group = group
+        self._group = self._file.require_group(group)
+        self._acquisitions: list[ismrmrd.Acquisition] = []
+        self._waveforms: list[ismrmrd.Waveform] = []
+        self._batch_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+
+    def _write_text(self, name: str, text: str) -> None:
+        if name in self._group:
+            del self._group[name]
+        self._group.create_dataset(name, data=[text.replace("\0", "")], dtype=TEXT)
+
+    def write_header(self, header: Any) -> None:
+        """Write the MRD header, given as XML text or as `ismrmrd.xsd.ismrmrdHeader`."""
+        self._write_text("xml", header if isinstance(header, str) else header.toXML("utf-8"))
+
+    def write_config(self, name: str) -> None:
+        """Write the name of the config that the session asked for."""
+        self._write_text("config_file", name)
+
+    def write_config_text(self, text: str) -> None:
+        """Write the config that the session sent as text."""
+        self._write_text("config", text)
+
+    def write_json_parameters(self, text: str) -> None:
+        """Write the JSON parameters of the session."""
+        self._write_text("configAdditional", text)
+
+    def write(self, item: ismrmrd.Acquisition | ismrmrd.Waveform | ismrmrd.Image) -> None:
+        """Append one item. Readouts and waveforms are kept back until there are enough of them for one HDF5 call.
+
+        Raises
+        ------
+        TypeError
+            If the item is none of the three.
+        """
+        if isinstance(item, ismrmrd.Image):
+            self._write_image(item)
+            return
+        if isinstance(item, ismrmrd.Acquisition):
+            self._acquisitions.append(item)
+        elif isinstance(item, ismrmrd.Waveform):
+            self._waveforms.append(item)
+        else:
+            raise TypeError(f"an MRD file holds acquisitions, waveforms and images, not a {type(item).__name__}")
+        self._batch_bytes += item.data.nbytes
+        if len(self._acquisitions) + len(self._waveforms) >= BATCH or self._batch_bytes >= BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the readouts and waveforms that were kept back, and hand all to the operating system."""
+        if self._acquisitions:
+            rows = np.zeros(len(self._acquisitions), acquisition_dtype)
+            for row, acquisition in zip(rows, self._acquisitions, strict=True):
+                row["head"] = np.frombuffer(bytes(acquisition.getHead()), acquisition_header_dtype)[0]
+                row["traj"] = np.ascontiguousarray(acquisition.traj, np.float32).ravel()
+                row["data"] = np.ascontiguousarray(acquisition.data, np.complex64).ravel().view(np.float32)
+            self._append("data", rows)
+        if self._waveforms:
+            rows = np.zeros(len(self._waveforms), waveform_dtype)
+            for row, waveform in zip(rows, self._waveforms, strict=True):
+                row["head"] = np.frombuffer(bytes(waveform.getHead()), waveform_header_dtype)[0]
+                row["data"] = np.ascontiguousarray(waveform.data, np.uint32).ravel()
+            self._append("waveforms", rows)
+        self._acquisitions, self._waveforms, self._batch_bytes = [], [], 0
+        self._file.flush()
+
+    def _append(self, name: str, rows: np.ndarray) -> None:
+        if name not in self._group:
+            self._group.create_dataset(name, (0,), rows.dtype, maxshape=(None,), chunks=(BATCH,))
+        table = self._group[name]
+        start = len(table)
+        table.resize(start + len(rows), axis=0)
+        table[start:] = rows
+
+    def _write_image(self, image: ismrmrd.Image) -> None:
+        head = image.getHead()
+        data = np.ascontiguousarray(image.data).view(get_hdf5type(head.data_type))
+        parts = self._image_parts(head.image_series_index, data)
+        count = len(parts["data"])
+        for name, value in (
+            ("data", data),
+            ("header", np.frombuffer(bytes(head), image_header_dtype)[0]),
+            ("attributes", image.attribute_string),
+        ):
+            parts[name].resize(count + 1, axis=0)
+            parts[name][count] = value
+        self._file.flush()
+
+    def _image_parts(self, series: int, data: np.ndarray) -> h5py.Group:
+        """Sub-group for an image: all images of one share shape and type, others go to a further one."""
+        name, further = f"image_{series}", 0
+        while name in self._group:
+            existing = self._group[name]["data"]
+            if existing.shape[1:] == data.shape and existing.dtype == data.dtype:
+                return self._group[name]
+            further += 1
+            name = f"image_{series}_{further}"
+        if further:
+            logger.warning(
+                "An image of series %d has another size or type (%s %s) than those before it: it goes to '%s'.",
+                series, "x".join(map(str, data.shape)), data.dtype, name,
+            )  # fmt: skip
+        parts = self._group.create_group(name)
+        chunks = (1, *(max(1, extent) for extent in data.shape))
+        parts.create_dataset("data", (0, *data.shape), data.dtype, maxshape=(None, *data.shape), chunks=chunks)
+        parts.create_dataset("header", (0,), image_header_dtype, maxshape=(None,), chunks=(BATCH,))
+        parts.create_dataset("attributes", (0,), TEXT, maxshape=(None,), chunks=(BATCH,))
+        return parts

@@ -1,0 +1,248 @@
+"""Keeps what a session receives: an append-only ISMRMRD stream while it arrives, an MRD .h5 when it is over.
+
+Receiving never waits for HDF5. The stream file holds the very bytes that came in, so that a crash costs nothing that
+the operating system had been given; `finish_leftovers` converts what it left, at the next start of the server or by
+``python recorder.py FOLDER``.
+"""
+
+import argparse
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from codec import Limits, MrdError, ProtocolError, read_messages
+from constants import MessageId
+from mrdfile import MrdWriter
+from mrdheader import parse_header
+
+try:
+    import fcntl
+except ImportError:  # Windows refuses to rename a file that is open, which protects a running recording as well
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FOLDER = "/tmp/share/saved_data"
+STREAM_SUFFIX = ".mrdpart"
+
+
+class HoldBack:
+    """Holds the first bytes of a session in memory until it is known whether they are to be kept.
+
+    The config, which may ask for it, comes with these bytes; they are limited by the limits on its messages.
+    """
+
+    def __init__(self) -> None:
+        self.held = bytearray()
+
+    def write(self, chunk: memoryview) -> None:
+        """Hold a chunk."""
+        self.held += chunk
+
+
+class Recorder:
+    """Appends the bytes of one session to a stream file, and turns it into an MRD file at the end.
+
+    Parameters
+    ----------
+    folder : Path
+        Where both files go; made if it is not there.
+    session : str
+        Name of the session, for the stream file's name.
+    held : bytes-like
+        What came in before.
+    limits : Limits, optional
+        Limits that the session's messages are held to.
+    on_failure : callable
+        Called once with a text when writing fails (a full disk): the session goes on without being recorded.
+
+    Raises
+    ------
+    OSError
+        If the folder or the stream file cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        session: str,
+        held: bytes | bytearray = b"",
+        limits: Limits | None = None,
+        on_failure: Callable[[str], None] | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._limits = limits or Limits()
+        self._on_failure = on_failure
+        self._failed = False
+        stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{re.sub(r'[^A-Za-z0-9-]', '-', session)}"
+        self._file = _create_new(folder, stem, STREAM_SUFFIX)
+        _claim(self._file)
+        self.stream_path = Path(self._file.name)
+        self.write(memoryview(held))
+
+    def write(self, chunk: memoryview) -> None:
+        """Append a chunk."""
+        if self._failed:
+            return
+        try:
+            while len(chunk):
+                chunk = chunk[self._file.write(chunk) :]
+        except OSError as error:
+            self._failed = True
+            text = f"What comes in is no longer being saved: {self.stream_path} cannot be written: {error}"
+            logger.error(text)
+            if self._on_failure is not None:
+                self._on_failure(text)
+
+    def finish(self) -> Path | None:
+        """End the recording and write the MRD file.
+
+        Returns
+        -------
+        Path or None
+            The MRD file; None when the session held no data, or its conversion failed (logged; the stream is kept).
+        """
+        self._file.close()
+        return convert_stream(self.stream_path, self._limits)
+
+
+def _create_new(folder: Path, stem: str, suffix: str) -> BinaryIO:
+    """Open a new file for unbuffered writing under a name that no file has."""
+    number = 1
+    while True:
+        path = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}_{number}{suffix}")
+        try:
+            return path.open("xb", buffering=0)
+        except FileExistsError:
+            number += 1
+
+
+def _claim(file: BinaryIO) -> bool:
+    """Lock a stream file for this process; False when another process has it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def protocol_name(header_xml: str) -> str:
+    """Protocol name of a header as part of a file name: letters, digits and ``._-`` only, at most 64 of them."""
+    header = parse_header(header_xml)
+    information = None if isinstance(header, str) else header.measurementInformation
+    name = (information.protocolName if information else None) or ""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:64].strip("_")
+
+
+def convert_stream(path: Path, limits: Limits | None = None) -> Path | None:
+    """Turn a recorded stream into an MRD .h5 beside it, named after date, time and protocol, and remove the stream.
+
+    A message that broke off at the end is left out, and logged. When bytes that are no message stand in the stream, it
+    is kept beside the MRD file, since nothing behind them could be read.
+
+    Parameters
+    ----------
+    path : Path
+        The stream file.
+    limits : Limits, optional
+        Limits on its messages.
+
+    Returns
+    -------
+    Path or None
+        The MRD file; None when there were no data, another process has the stream, or the conversion failed (logged).
+    """
+    unfinished = path.with_suffix(".h5part")
+    try:
+        with path.open("rb") as stream:
+            if not _claim(stream):
+                return None
+            unfinished.unlink(missing_ok=True)
+            with MrdWriter(unfinished) as writer:
+                protocol, data, readable = _copy_messages(stream, writer, limits or Limits())
+        if not data:
+            unfinished.unlink()
+            if readable:
+                path.unlink()
+            return None
+        stem = "_".join(part for part in (*path.stem.split("_")[:2], protocol) if part)
+        # The name is taken by making an empty file, so that no other recording is ever overwritten.
+        with _create_new(path.parent, stem, ".h5") as reserved:
+            target = Path(reserved.name)
+        unfinished.replace(target)
+        if readable:
+            path.unlink()
+        else:
+            path.replace(target.with_suffix(".mrd.broken"))
+    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
+        logger.error("%s could not be converted, it is kept as it is: %s", path, error)
+        return None
+    logger.info("What came in was saved as %s", target)
+    return target
+
+
+def _copy_messages(stream: BinaryIO, writer: MrdWriter, limits: Limits) -> tuple[str, int, bool]:
+    """Copy a stream into an MRD file; returns protocol name, number of messages with data, whether all was readable."""
+    protocol, data, opening = "", 0, True
+    writers = {
+        MessageId.CONFIG_FILE: writer.write_config,
+        MessageId.CONFIG_TEXT: writer.write_config_text,
+        MessageId.METADATA_XML_TEXT: writer.write_header,
+    }
+    try:
+        for message in read_messages(stream, limits):
+            if message.identifier in writers:
+                writers[message.identifier](message.content)
+            elif message.identifier == MessageId.TEXT:
+                if opening:  # JSON parameters come before the data
+                    writer.write_json_parameters(message.content)
+            else:
+                writer.write(message.content)
+                data += 1
+                opening = False
+            if message.identifier == MessageId.METADATA_XML_TEXT:
+                protocol = protocol_name(message.content)
+    except ProtocolError as error:
+        logger.error("%s holds bytes that are no message, it is kept: %s", stream.name, error)
+        return protocol, data, False
+    except MrdError as error:
+        logger.warning("%s breaks off in its last message, which is left out: %s", stream.name, error)
+    return protocol, data, True
+
+
+def finish_leftovers(folder: Path, stopped: threading.Event | None = None) -> list[Path]:
+    """Convert the streams that an earlier run left in a folder; those that another process still writes are left alone.
+
+    Returns
+    -------
+    list of Path
+        The MRD files that were written.
+    """
+    finished = []
+    for path in sorted(folder.glob(f"*{STREAM_SUFFIX}")):
+        if stopped is not None and stopped.is_set():
+            break
+        if (result := convert_stream(path)) is not None:
+            finished.append(result)
+    return finished
+
+
+def main() -> None:
+    """Finish what a crash left in a folder."""
+    parser = argparse.ArgumentParser(description="Turn recordings that a crash left behind into MRD .h5 files.")
+    parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT_FOLDER, help="folder of saved data")
+    folder = parser.parse_args().folder
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    if not folder.is_dir():
+        parser.exit(1, f"there is no folder {folder}\n")
+    print(f"{len(finish_leftovers(folder))} recordings finished in {folder}")
+
+
+if __name__ == "__main__":
+    main()
