@@ -376,8 +376,11 @@ def main() -> int:
     if arguments.mrd2gif and result.received["images"]:
         import mrd2gif
 
-        for picture in mrd2gif.convert(result.output, result.group):
-            print(f"picture: {picture}")
+        try:
+            for picture in mrd2gif.convert(result.output, result.group):
+                print(f"picture  {picture}")
+        except (OSError, ValueError) as error:
+            logger.warning("no picture could be made: %s", error)
     if result.errors:
         print(f"error: {result.errors[0]}", file=sys.stderr)
         return 1

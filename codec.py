@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import ismrmrd
 import numpy as np
+from ismrmrd.image import get_dtype_from_data_type
 
 from constants import ATTRIBUTES_LENGTH, CONFIG_FILE_NAME, IDENTIFIER, TEXT_LENGTH, MessageId
 
@@ -166,6 +167,13 @@ def _read_image(stream: BinaryIO, limits: Limits) -> ismrmrd.Image:
         raise ProtocolError(f"an image has the data type {head.data_type}, known are {sorted(IMAGE_DTYPES)}")
     x, y, z = head.matrix_size
     data = _read_array(stream, (head.channels, z, y, x), dtype, limits.data, "an image's data")
+    return make_image(head, attributes, data)
+
+
+def make_image(head: ismrmrd.ImageHeader, attributes: str, data: np.ndarray) -> ismrmrd.Image:
+    """Image from its header, the XML of its attributes, and its pixels [channel, z, y, x]."""
+    # ismrmrd holds 32-bit integers as 64-bit ones; on the wire and in files they have the 32 bits of their name.
+    data = data.astype(get_dtype_from_data_type(head.data_type), copy=False)
     return ismrmrd.Image(head, meta=parse_attributes(attributes), data=data)
 
 

@@ -27,9 +27,10 @@ from constants import MessageId
 
 logger = logging.getLogger(__name__)
 
-# Large enough that a readout of many channels comes with few system calls, small enough to stay in the processor's
-# cache; benchmarks/streaming.py measures it.
-RECEIVE_BUFFER = 256 << 10
+# Few system calls for many readouts, and large appends for a recorder; benchmarks/streaming.py measures both.
+RECEIVE_BUFFER = 1 << 20
+
+_CLOSE_SENT = "CLOSE has been sent"
 
 # How long a session that is being ended may take to say so [s].
 INTERRUPT_WAIT = 1.0
@@ -98,7 +99,6 @@ class Connection:
         self._send_lock = threading.Lock()
         self._next_identifier: int | None = None
         self._unreadable = False
-        self._close_sent = False
         self._ended_by: str | None = None
         self.is_exhausted = False
         self.savedata = False
@@ -127,9 +127,8 @@ class Connection:
             if self._next_identifier is None and not self.is_exhausted:
                 try:
                     self._next_identifier = read_identifier(self._stream)
-                except MrdError:
-                    self.is_exhausted = True
-                    raise
+                except MrdError as error:
+                    raise self._broken(error) from None
             return self._next_identifier
 
     def receive(self) -> Message:
@@ -148,14 +147,11 @@ class Connection:
             identifier = self.peek_mrd_message_identifier()
             self._next_identifier = None
             if identifier is None:
-                self.is_exhausted = True
-                raise StreamBroken(f"the stream ends without CLOSE, after {self._received()}")
+                raise self._broken(StreamBroken("the stream ends without CLOSE"))
             try:
                 message = read_content(identifier, self._stream, self._limits)
             except MrdError as error:
-                self.is_exhausted = True
-                self._unreadable = isinstance(error, ProtocolError)
-                raise type(error)(f"{error} (after {self._received()})") from None
+                raise self._broken(error) from None
             if identifier == MessageId.ISMRMRD_ACQUISITION:
                 self.recvAcqs += 1
             elif identifier == MessageId.ISMRMRD_IMAGE:
@@ -166,8 +162,12 @@ class Connection:
                 self.is_exhausted = True
             return message
 
-    def _received(self) -> str:
-        return f"{self.recvAcqs} readouts, {self.recvWaveforms} waveforms and {self.recvImages} images"
+    def _broken(self, error: MrdError) -> MrdError:
+        """Mark the stream as ended by an error; returns the error with what had been received before."""
+        self.is_exhausted = True
+        self._unreadable = isinstance(error, ProtocolError)
+        received = f"{self.recvAcqs} readouts, {self.recvWaveforms} waveforms and {self.recvImages} images"
+        return type(error)(f"{error} (after {received})")
 
     def next(self) -> Any:
         """Content of the next message; None when the peer has closed (iterate instead, where you can)."""
@@ -194,7 +194,7 @@ class Connection:
                 self._ended_by = f"the connection broke while sending: {error}"
                 raise StreamBroken(self._ended_by) from error
             if identifier == MessageId.CLOSE:
-                self._ended_by = "CLOSE has been sent"
+                self._ended_by = _CLOSE_SENT
 
     def _send_all(self, buffers: list[memoryview]) -> None:
         if not hasattr(self._socket, "sendmsg"):  # Windows
@@ -260,10 +260,17 @@ class Connection:
     def send_close(self) -> None:
         """Tell the peer that nothing more comes; any further call does nothing."""
         with self._send_lock:
-            if self._close_sent or self._ended_by:
+            if self._ended_by:
                 return
-            self._close_sent = True
-        self._send(MessageId.CLOSE)
+        try:
+            self._send(MessageId.CLOSE)
+        except SessionEnded:
+            return  # another thread was faster
+
+    @property
+    def can_send(self) -> bool:
+        """Whether the peer could be reached up to the last thing that was sent to it."""
+        return self._ended_by in (None, _CLOSE_SENT)
 
     # ---- ending ----------------------------------------------------------------------------------------------------
 

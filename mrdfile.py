@@ -26,7 +26,7 @@ from ismrmrd.hdf5 import (
     waveform_header_dtype,
 )
 
-from codec import IMAGE_DTYPES, parse_attributes
+from codec import IMAGE_DTYPES, make_image
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,11 @@ def image_groups(group: h5py.Group) -> list[str]:
     def series(name: str) -> list[int]:
         return [int(number) for number in re.findall(r"\d+", name)]
 
-    names = [name for name in group if name.startswith(("image_", "images_")) and "data" in group[name]]
+    names = [
+        name
+        for name, item in group.items()
+        if name.startswith(("image_", "images_")) and isinstance(item, h5py.Group) and "data" in item
+    ]
     return sorted(names, key=lambda name: (series(name), name))
 
 
@@ -194,7 +198,7 @@ class MrdReader:
                 attributes = np.ravel(parts["attributes"][index])[0] if "attributes" in parts else ""
                 if isinstance(attributes, bytes):
                     attributes = attributes.decode("utf-8", "replace")
-                yield ismrmrd.Image(header, meta=parse_attributes(attributes), data=np.ascontiguousarray(data))
+                yield make_image(header, attributes, np.ascontiguousarray(data))
 
     def _shaped(self, values: np.ndarray, shape: tuple[int, int], what: str) -> np.ndarray:
         if values.size != shape[0] * shape[1]:
@@ -318,7 +322,7 @@ class MrdWriter:
 
     def _write_image(self, image: ismrmrd.Image) -> None:
         head = image.getHead()
-        data = np.ascontiguousarray(image.data).view(get_hdf5type(head.data_type))
+        data = np.ascontiguousarray(image.data, IMAGE_DTYPES[head.data_type]).view(get_hdf5type(head.data_type))
         parts = self._image_parts(head.image_series_index, data)
         count = len(parts["data"])
         for name, value in (

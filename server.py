@@ -144,9 +144,8 @@ class Server:
             _warm_up_processes()
         logger.info("Listening on %s:%d", *self.address)
         if self._options.session.save_folder.is_dir():
-            threading.Thread(
-                target=finish_leftovers, args=(self._options.session.save_folder, self._stopped), daemon=True
-            ).start()
+            arguments = (self._options.session.save_folder, self._stopped)
+            threading.Thread(target=finish_leftovers, args=arguments, name="leftovers", daemon=True).start()
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._listener, selectors.EVENT_READ)

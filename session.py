@@ -244,10 +244,10 @@ class Session:
             connection.send_close()
         except MrdError as error:
             logger.debug("%s: CLOSE could not be sent: %s", self.name, error)
-        if self._recorder is None:
-            connection.drain(DRAIN_WAIT, DRAIN_TOTAL)
-        else:  # the data are being kept: take all of them
+        if self._recorder is not None:  # the data are being kept: take all of them
             connection.drain(self._options.timeout, math.inf)
+        elif connection.can_send:
+            connection.drain(DRAIN_WAIT, DRAIN_TOTAL)
 
 
 def _requested_module(config: str, parameters: dict[str, Any] | None) -> str:
