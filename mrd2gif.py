@@ -1,0 +1,449 @@
+#!/usr/bin/env python3
+"""Preview the images of MRD files: one GIF, animated if there are several images, for each image sub-group.
+
+``python mrd2gif.py img.h5`` writes ``img_<group>_image_<series>.gif`` beside ``img.h5``. What is drawn:
+
+- *Frames* are images of one average, contrast, phase, repetition and set, in stored order. Slices of a frame, and
+  partitions of 3-D images, are tiled from left to right and top to bottom. Pixels are drawn square.
+- *Window*: WindowCenter and WindowWidth of the image, black at centre - width/2 and white at centre + width/2; else the
+  0.5 and 99.5 percentiles of all images of that type in the series, so that the brightness does not flicker.
+- *Pixels*: complex data as magnitude, several channels as their root sum of squares, RGB images (type 6) in colour.
+- *Overlays*: ROI_* and Text_* attributes, on every tile of their image, in screen pixels above the enlarged picture.
+- *Colours*: LUTFileName, shown with the matplotlib colour map that looks most like it.
+"""
+
+import argparse
+import functools
+import itertools
+import logging
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import ismrmrd
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+import mrdhelper
+from mrdfile import MrdReader, open_mrd
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_DURATION_MS = 100  # [ms] a frame, when the time stamps do not tell
+DURATION_RANGE_MS = (20, 2000)  # [ms] viewers ignore shorter frames; longer ones are pauses of the scan, not a film
+SMALLEST_PX = 256  # [px] smaller pictures are enlarged
+LARGEST_PX = 16384  # [px] per side; beyond it no viewer opens the picture
+PERCENTILES = (0.5, 99.5)
+WINDOW_SAMPLES = 2**22  # values that the percentiles are taken from
+OVERLAY_LEVELS = 240  # gray levels when something is drawn on top: a GIF palette has 256 entries for both
+TEXT_PX = 12  # [px] height of the letters
+TEXT_LENGTH = 256  # characters of a text that are drawn
+
+# matplotlib colour map <- names of look-up tables as scanners and DICOM (PS3.6 Annex B) use them, in small letters
+# without ending, vendor prefix and separators. Names that matplotlib knows itself need no entry.
+LOOK_ALIKES = {
+    "gray": ("gray", "grey", "grayscale", "greyscale"),
+    "gray_r": ("inverse", "inversegray", "inversegrey", "invertedgray"),
+    "hot": ("hotmetal", "hotiron", "hotbody", "thermal", "blackbody"),
+    "gnuplot2": ("hotmetalblue",),
+    "nipy_spectral": ("pet", "pet20step", "spectrum"),
+    "jet": ("rainbow", "perfusion"),
+    "RdBu_r": ("flow", "velocity"),
+    "autumn": ("fall",),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of an MRD file, ready to be drawn.
+
+    Attributes
+    ----------
+    planes : numpy.ndarray
+        Values [z, y, x] float32, or colours [z, y, x, 3] uint8.
+    frame : tuple of int
+        Counters that images of one frame have in common; the last one is the image type.
+    slice, time_stamp : int
+        Slice counter; acquisition time stamp [ticks of 2.5 ms].
+    window : (float, float) or None
+        Values shown black and white, from the attributes.
+    lut : str
+        LUTFileName, may be empty.
+    rois, texts : tuple
+        Visible ones, as ``mrdhelper.parse_roi`` and ``mrdhelper.parse_text`` return them.
+    """
+
+    planes: np.ndarray
+    frame: tuple[int, ...]
+    slice: int = 0
+    time_stamp: int = 0
+    window: tuple[float, float] | None = None
+    lut: str = ""
+    rois: tuple = ()
+    texts: tuple = ()
+
+
+def convert(
+    path: str | Path,
+    group: str | None = None,
+    *,
+    folder: str | Path | None = None,
+    png: bool = False,
+    rescale: int | None = None,
+    duration: float | None = None,
+    mosaic: bool = False,
+) -> list[Path]:
+    """Write a preview of every image series of an MRD file.
+
+    Parameters
+    ----------
+    path : str or Path
+        MRD file (HDF5).
+    group : str, optional
+        Only this group of the file.
+    folder : str or Path, optional
+        Where the previews go; made if it is not there. Default: the folder of the file.
+    png : bool
+        PNG instead of GIF; several images are tiled.
+    rescale : int, optional
+        Enlargement. Default: the smallest that makes the longer side at least 256 pixels.
+    duration : float, optional
+        Time that a frame stays [ms]. Default: from the acquisition time stamps, or 100 ms.
+    mosaic : bool
+        All images of a series tiled in one still picture.
+
+    Returns
+    -------
+    list of Path
+        Files written, at least one.
+
+    Raises
+    ------
+    OSError, ValueError
+        The file cannot be read, has no such group, or holds no images; the message is one line.
+    """
+    path = Path(path)
+    folder = path.parent if folder is None else Path(folder)
+    suffix = ".png" if png else ".gif"
+    written: list[Path] = []
+    for group_name, series_name, pictures in read_series(path, group):
+        frames, time_step = render_series(pictures, rescale, still=mosaic or png)
+        folder.mkdir(parents=True, exist_ok=True)
+        target = unused_name(folder, [path.stem, group_name, series_name], suffix, written)
+        save_frames(frames, target, duration or time_step)
+        written.append(target)
+    if not written:
+        raise ValueError(f"{path} holds no images" + (f" in group '{group}'" if group else ""))
+    return written
+
+
+def read_series(path: Path, group: str | None = None) -> Iterator[tuple[str, str, list[Picture]]]:
+    """Yield group, sub-group and pictures of every image series of a file (or of one group) that holds any.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `convert`.
+    """
+    groups = [] if group is None else [group]
+    if group is None:
+        with open_mrd(path) as file:
+            file.visititems(lambda name, item: groups.append(name) if isinstance(item, h5py.Group) else None)
+    for name in groups:
+        with MrdReader(path, name) as reader:
+            for series in reader.image_groups:
+                try:
+                    pictures = [to_picture(image) for image in reader.images(series)]
+                except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+                    raise ValueError(f"{path}: '{name}/{series}' cannot be read as MRD images: {error}") from error
+                if pictures:
+                    yield name, series, pictures
+
+
+def to_picture(image: ismrmrd.Image) -> Picture:
+    """Take from an MRD image what its preview needs; an attribute that cannot be used is left out with a log line."""
+    head, meta = image.getHead(), image.meta
+    return Picture(
+        planes=to_planes(image.data, head.image_type),
+        frame=(head.average, head.contrast, head.phase, head.repetition, head.set, head.image_type),
+        slice=head.slice,
+        time_stamp=head.acquisition_time_stamp,
+        window=window_from_meta(meta),
+        lut=first_value(meta, "LUTFileName"),
+        rois=tuple(roi for roi in overlays(meta, "ROI_", mrdhelper.parse_roi) if roi[5] and len(roi[0])),
+        texts=tuple(text for text in overlays(meta, "Text_", mrdhelper.parse_text) if text[3]),
+    )
+
+
+def to_planes(data: np.ndarray, image_type: int) -> np.ndarray:
+    """Reduce pixels [channels, z, y, x] to values [z, y, x] float32 or colours [z, y, x, 3] uint8.
+
+    Complex data become magnitudes; several channels that are no colours become their root sum of squares.
+    """
+    if data.ndim != 4 or not data.size:
+        raise ValueError(f"pixels of shape {data.shape}, expected [channels, z, y, x]")
+    if image_type == ismrmrd.IMTYPE_RGB and data.shape[0] == 3 and not np.iscomplexobj(data):
+        return np.moveaxis(np.nan_to_num(data).clip(0, 255), 0, -1).astype(np.uint8)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: white
+        if data.shape[0] > 1 or np.iscomplexobj(data):
+            data = np.linalg.norm(data.astype(np.promote_types(data.dtype, np.float64)), axis=0, keepdims=True)
+        return data[0].astype(np.float32)
+
+
+def overlays(meta: dict, prefix: str, parse: Callable[[list[str]], tuple]) -> Iterator[tuple]:
+    """Yield what `parse` makes of the attributes whose names start with `prefix`."""
+    for key, value in meta.items():
+        if str(key).startswith(prefix):
+            try:
+                yield parse([value] if isinstance(value, str) else list(value or ()))
+            except ValueError as error:
+                logger.warning("Attribute %s is not drawn: %s", key, error)
+
+
+def first_value(meta: dict, key: str) -> str:
+    """Return an attribute, the first of its values if it has several, empty if there is none."""
+    value = meta.get(key) or ""
+    return str(value if isinstance(value, str) else value[0])
+
+
+def window_from_meta(meta: dict) -> tuple[float, float] | None:
+    """Values shown black and white from WindowCenter and WindowWidth; None if there are none that can be used."""
+    texts = first_value(meta, "WindowCenter"), first_value(meta, "WindowWidth")
+    if not all(texts):
+        return None
+    try:
+        centre, width = map(float, texts)
+    except ValueError:
+        centre, width = math.nan, math.nan
+    if not (math.isfinite(centre) and math.isfinite(width) and width > 0):
+        logger.warning("WindowCenter %s and WindowWidth %s are no window: two numbers, width > 0, expected", *texts)
+        return None
+    return centre - width / 2, centre + width / 2
+
+
+def window_from_values(planes: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Values shown black and white: percentiles of all finite values of a series."""
+    step = max(1, sum(plane.size for plane in planes) // WINDOW_SAMPLES) | 1  # odd: not the same columns in every row
+    values = np.concatenate([plane.ravel()[::step] for plane in planes])
+    values = values[np.isfinite(values)].astype(np.float64)
+    if not values.size:
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
+    if low == high:  # few pixels stand out of an even ground
+        low, high = float(values.min()), float(values.max())
+    if low == high:  # all alike: seen against zero
+        low, high = min(low, 0.0), max(high, 0.0)
+    return (low, high) if low < high else (0.0, 1.0)
+
+
+@functools.lru_cache(maxsize=32)
+def colour_table(name: str) -> np.ndarray:
+    """Colours [256, 3] uint8 for a LUTFileName; gray, with a log line, for a name that is not known."""
+    gray = np.repeat(np.arange(256, dtype=np.uint8)[:, np.newaxis], 3, axis=1)
+    stem = re.sub(r"\.(pal|lut|icc|dcm)$", "", name.strip().lower())
+    key = re.sub(r"[^a-z0-9]", "", stem).removeprefix("microdelta")
+    map_name = next((like for like, names in LOOK_ALIKES.items() if key in names), None)
+    if not key or map_name == "gray":
+        return gray
+    import matplotlib as mpl  # slow to import, and most previews are gray
+
+    map_name = map_name or {known.lower(): known for known in mpl.colormaps}.get(stem)
+    if map_name is None:
+        logger.warning("Look-up table '%s' is not known: shown in gray", name[:80])
+        return gray
+    return mpl.colormaps[map_name](np.arange(256), bytes=True)[:, :3]
+
+
+def render_series(
+    pictures: Sequence[Picture], rescale: int | None = None, *, still: bool = False
+) -> tuple[list[Image.Image], float]:
+    """Draw the pictures of a series as RGB frames of one size (one frame, if `still`); also their duration [ms]."""
+    frames = group_frames(pictures)
+    duration = frame_duration([next(picture for picture in frame if picture).time_stamp for frame in frames])
+    tiles = [[(picture, z) for picture in frame for z in range(len(pictures[0].planes))] for frame in frames]
+    columns = math.ceil(math.sqrt(len(tiles[0])))
+    if still and len(tiles) > 1:  # the slices of one frame stay in one row
+        row = math.ceil(math.sqrt(len(tiles) * len(tiles[0])) / len(tiles[0]))
+        columns = min(row, len(tiles)) * len(tiles[0])
+        tiles = [list(itertools.chain.from_iterable(tiles))]
+
+    by_type: dict[int, list[np.ndarray]] = {}
+    for picture in pictures:
+        if picture.planes.ndim == 3 and picture.window is None:
+            by_type.setdefault(picture.frame[-1], []).append(picture.planes)
+    windows = {image_type: window_from_values(planes) for image_type, planes in by_type.items()}
+    levels = OVERLAY_LEVELS if any(picture.rois or picture.texts for picture in pictures) else 256
+
+    height, width = pictures[0].planes.shape[1:3]
+    size = np.array([columns * width, math.ceil(len(tiles[0]) / columns) * height])
+    factor = rescale or math.ceil(SMALLEST_PX / size.max())
+    size *= factor
+    if size.max() > LARGEST_PX:
+        raise ValueError(f"a preview of {size[0]} x {size[1]} pixels is too large: at most {LARGEST_PX} a side")
+    canvases = []
+    for frame in tiles:
+        canvas = Image.new("RGB", tuple(size.tolist()))
+        for slot, (picture, z) in enumerate(frame):
+            if picture is not None:
+                colours = to_colours(picture, z, windows.get(picture.frame[-1]), levels)
+                row, column = divmod(slot, columns)
+                canvas.paste(draw_tile(colours, picture, factor), (column * width * factor, row * height * factor))
+        canvases.append(canvas)
+    return canvases, duration
+
+
+def group_frames(pictures: Sequence[Picture]) -> list[list[Picture | None]]:
+    """Sort pictures into frames [frame][slice], frames in stored order, slices by their counter, None where one lacks.
+
+    A picture whose counters came before begins a further frame: many modules leave the counters at zero.
+    """
+    frames: dict[tuple, dict[int, Picture]] = {}
+    seen: Counter[tuple] = Counter()
+    for picture in pictures:
+        place = picture.frame, picture.slice
+        frames.setdefault((picture.frame, seen[place]), {})[picture.slice] = picture
+        seen[place] += 1
+    slices = sorted({picture.slice for picture in pictures})
+    if 2 * len(pictures) < len(frames) * len(slices):  # the slice counter counts something else
+        return [[picture] for picture in pictures]
+    return [[frame.get(index) for index in slices] for frame in frames.values()]
+
+
+def frame_duration(time_stamps: Sequence[int]) -> float:
+    """Time that a frame stays [ms] from acquisition time stamps [ticks of 2.5 ms]; 100 ms if they make no film."""
+    steps = np.diff(np.asarray(time_stamps, np.int64))
+    if not steps.size or steps.min() <= 0:
+        return DEFAULT_DURATION_MS
+    duration = 1000 * mrdhelper.ticks_to_seconds(float(np.median(steps)))
+    return duration if DURATION_RANGE_MS[0] <= duration <= DURATION_RANGE_MS[1] else DEFAULT_DURATION_MS
+
+
+def to_colours(picture: Picture, z: int, series_window: tuple[float, float] | None, levels: int) -> np.ndarray:
+    """Colours [y, x, 3] uint8 of a plane in so many levels of gray; values that are not a number are black."""
+    plane = picture.planes[z]
+    if plane.ndim == 3:
+        return plane
+    low, high = picture.window or series_window
+    scaled = ((plane.astype(np.float64) - low) / (high - low)).clip(0, 1)
+    steps = np.rint(np.nan_to_num(scaled) * (levels - 1)).astype(np.intp)
+    return colour_table(picture.lut)[steps * 255 // (levels - 1)]
+
+
+def draw_tile(plane: np.ndarray, picture: Picture, factor: int) -> Image.Image:
+    """Enlarge colours [y, x, 3] by an integer factor (nearest neighbour) and draw ROIs and texts on top."""
+    tile = Image.fromarray(np.ascontiguousarray(plane.repeat(factor, axis=0).repeat(factor, axis=1)))
+    pen = ImageDraw.Draw(tile)
+    pen.fontmode = "1"  # without smoothing: its shades would need palette entries
+
+    def on_screen(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        points = np.stack([np.ravel(x), np.ravel(y)], axis=1).astype(np.float64)
+        return ((points + 0.5) * factor - 0.5).clip(-LARGEST_PX, LARGEST_PX)  # whole numbers are pixel centres
+
+    def ink(rgb: Sequence[float]) -> tuple[int, ...]:
+        return tuple(np.rint(np.clip(np.nan_to_num(rgb), 0, 1) * 255).astype(int).tolist())
+
+    for x, y, rgb, thickness, style, _ in picture.rois:
+        draw_outline(pen, on_screen(x, y), ink(rgb), int(np.clip(thickness, 1, 64)), dashed=bool(style))
+    for x, y, rgb, _, text in picture.texts:
+        pen.text(on_screen(x, y)[0].tolist(), text[:TEXT_LENGTH], ink(rgb), text_font())
+    return tile
+
+
+@functools.cache
+def text_font() -> ImageFont.FreeTypeFont:
+    """Font of the texts: matplotlib's, for Pillow's own has no accents and no Greek."""
+    import matplotlib as mpl
+
+    return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), TEXT_PX)
+
+
+def draw_outline(
+    pen: ImageDraw.ImageDraw, points: np.ndarray, ink: tuple[int, ...], thickness: int, *, dashed: bool
+) -> None:
+    """Draw a line through points [n, (x, y)] [px] as they are given: a closed outline repeats its first point."""
+    travelled = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+    if travelled[-1] == 0:
+        pen.ellipse([*(points[0] - thickness / 2), *(points[0] + thickness / 2)], fill=ink)
+        return
+    if not dashed:
+        pen.line(points.ravel().tolist(), fill=ink, width=thickness, joint="curve")
+        return
+    dash = 4 * thickness
+    for start in np.arange(0.0, travelled[-1], 2 * dash):
+        inner = travelled[(travelled > start) & (travelled < start + dash)]
+        at = np.concatenate([[start], inner, [min(start + dash, travelled[-1])]])
+        line = np.stack([np.interp(at, travelled, points[:, 0]), np.interp(at, travelled, points[:, 1])], axis=1)
+        pen.line(line.ravel().tolist(), fill=ink, width=thickness)
+
+
+def to_palette(frame: Image.Image) -> Image.Image:
+    """Turn an RGB frame into a palette frame: exact with up to 256 colours, else the closest without dithering."""
+    pixels = np.asarray(frame, np.uint32)
+    colours, index = np.unique(pixels @ np.array([65536, 256, 1], np.uint32), return_inverse=True)
+    if colours.size > 256:
+        return frame.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    indexed = Image.fromarray(index.reshape(pixels.shape[:2]).astype(np.uint8))
+    indexed.putpalette(np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.uint8).tobytes())
+    return indexed
+
+
+def save_frames(frames: Sequence[Image.Image], target: Path, duration: float) -> None:
+    """Write a PNG of the first frame, or a GIF that repeats for ever; equal frames in a row become one longer frame."""
+    if target.suffix == ".png":
+        frames[0].save(target)
+        return
+    first, *others = [to_palette(frame) for frame in frames]
+    raster = max(10, round(duration, -1))  # a GIF counts time in 10 ms
+    animation = {"save_all": True, "append_images": others, "duration": raster, "loop": 0} if others else {}
+    first.save(target, **animation)
+
+
+def unused_name(folder: Path, parts: Sequence[str], suffix: str, taken: Sequence[Path]) -> Path:
+    """Path in `folder` of the parts joined by ``_``, those after the first as every system accepts them.
+
+    It differs from the paths in `taken`, also where the case of letters does not count.
+    """
+    stem = "_".join([parts[0], *(re.sub(r"[^\w.-]+", "_", part)[:80] for part in parts[1:])])
+    names = {path.name.lower() for path in taken}
+    candidates = itertools.chain([stem], (f"{stem}_{count}" for count in itertools.count(2)))
+    return folder / next(name + suffix for name in candidates if (name + suffix).lower() not in names)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status, 1 if a file gave no preview."""
+    parser = argparse.ArgumentParser(description="Preview the images of MRD files as GIF or PNG.")
+    parser.add_argument("files", nargs="+", metavar="file.h5", help="MRD file with images")
+    parser.add_argument("-g", "--in-group", help="only this group of the file (default: all)")
+    parser.add_argument("-o", "--out-folder", dest="folder", help="folder of the previews (default: the file's)")
+    parser.add_argument("--png", action="store_true", help="PNG instead of GIF; several images are tiled")
+    parser.add_argument("-m", "--mosaic", action="store_true", help="tile all images of a series in one still picture")
+    parser.add_argument("-r", "--rescale", type=int, metavar="N", help="enlarge N times (default: to 256 px)")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument("-d", "--duration", type=float, metavar="MS", help="time that a frame stays [ms]")
+    speed.add_argument("--fps", type=float, help="frames per second (default: as acquired, or 10)")
+    args = parser.parse_args(arguments)
+    for name in ("rescale", "duration", "fps"):
+        if (value := getattr(args, name)) is not None and not 0 < value < 1e5:
+            parser.error(f"--{name} {value} is not above 0")
+    options = {name: getattr(args, name) for name in ("folder", "png", "rescale", "duration", "mosaic")}
+    if args.fps:
+        options["duration"] = 1000 / args.fps
+    status = 0
+    for file in args.files:
+        try:
+            written = convert(file, args.in_group, **options)
+        except (OSError, ValueError) as error:
+            print(f"mrd2gif: {' '.join(str(error).split())}", file=sys.stderr)
+            status = 1
+        else:
+            print(*written, sep="\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
