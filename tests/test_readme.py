@@ -1,0 +1,112 @@
+"""The README's recipes, run as they are written there."""
+
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from mrdfile import MrdReader
+from test_main import PROJECT, ServerProcess
+
+README = (PROJECT / "README.md").read_text("utf-8")
+
+
+def section(title):
+    """Text of a section, up to the next heading."""
+    return re.split(r"^#{2,3} ", README.split(f" {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def blocks(title, language=""):
+    """Code blocks of a section, dedented as they are indented in a list."""
+    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", section(title), re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(code) if language == "" else code for name, code in found if name == language]
+
+
+def commands(title):
+    return [line for block in blocks(title) for line in block.splitlines() if line]
+
+
+@pytest.fixture
+def walk(tmp_path):
+    """Run commands of the README in an empty folder; the server is started by its own command, on another port."""
+    servers = []
+
+    def run(lines):
+        for line in lines:
+            program, *arguments = shlex.split(line)
+            assert program == "python", line
+            if arguments[0] == "main.py":
+                servers.append(ServerProcess(*arguments[1:], cwd=tmp_path))
+                continue
+            if arguments[0] == "client.py":
+                arguments[1:1] = ["-p", str(servers[-1].port)]
+            script = [sys.executable, PROJECT / arguments[0], *arguments[1:]]
+            done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done.stderr
+
+    yield run
+    for each in servers:
+        assert each.stop() == 0, each.log()
+
+
+def images(path):
+    with MrdReader(path) as file:
+        return [image.data[0, 0].astype(float) for image in file.images()]
+
+
+def test_phantom_step_by_step(walk, tmp_path):
+    title = "Reconstruct a phantom, step by step"
+    walk(commands(title))
+    assert (tmp_path / "phantom_img_dataset_image_0.gif").is_file()
+    code = textwrap.dedent(blocks(title, "python")[0])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True
+    )
+    assert done.stdout == "1 (1, 1, 256, 256) PYTHON\n", done.stderr
+
+
+def copy_of_invertcontrast(path, old, new):
+    source = (PROJECT / "invertcontrast.py").read_text("utf-8")
+    assert len(re.findall(old, source, re.DOTALL)) == 1, "the README speaks of lines that are not in the module"
+    path.write_text(re.sub(old, lambda _: new, source, flags=re.DOTALL), "utf-8")
+
+
+def prepare(walk):
+    walk(commands("Reconstruct a phantom, step by step")[:2])
+
+
+def test_filter_in_kspace(walk, tmp_path):
+    (code,) = blocks("A filter in k-space", "python")
+    anchor = "".join(code.splitlines(keepends=True)[:2])
+    copy_of_invertcontrast(tmp_path / "filterkspace.py", re.escape(anchor), code)
+    prepare(walk)
+    walk(commands("A filter in k-space"))
+    walk(["python client.py -c invertcontrast -o plain.h5 phantom_raw.h5"])
+    (filtered,), (plain,) = images(tmp_path / "phantom_filtered.h5"), images(tmp_path / "plain.h5")
+    spectra = [np.abs(np.fft.fftshift(np.fft.fft2(image))) for image in (filtered, plain)]
+    outer = [spectrum[:32].sum() / spectrum.sum() for spectrum in spectra]
+    assert outer[0] < 0.3 * outer[1]
+
+
+def test_filter_on_images(walk, tmp_path):
+    (code,) = blocks("A filter on images", "python")
+    old = r"    # Normalize and convert to int16\n.*?data = maxVal - data\n    data = data.astype\(np.int16\)\n"
+    copy_of_invertcontrast(tmp_path / "filterimage.py", old, code)
+    prepare(walk)
+    walk(commands("A filter on images"))
+    walk(["python client.py -c simplefft -o plain.h5 phantom_raw.h5"])
+    (edges,), (plain,) = images(tmp_path / "phantom_edges.h5"), images(tmp_path / "plain.h5")
+    gradient = np.hypot(*np.gradient(plain))
+    assert edges[gradient > 400].mean() > 10 * edges[gradient < 100].mean()
+
+
+@pytest.mark.parametrize(("title", "program"), [("The server's options", "main"), ("The client's options", "client")])
+def test_option_tables_name_every_option(title, program):
+    options = r"(?<![\w-])(--[A-Za-z][A-Za-z0-9-]*)"
+    shown = subprocess.run([sys.executable, PROJECT / f"{program}.py", "--help"], capture_output=True, text=True)
+    known = set(re.findall(options, shown.stdout)) - {"--help"}
+    assert set(re.findall(options, section(title))) == known
