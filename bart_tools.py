@@ -1,0 +1,446 @@
+"""Find BART (the Berkeley Advanced Reconstruction Toolbox) and run one of its commands.
+
+A command runs in a private temporary folder, in an environment and a process group of its own, so that several sessions
+do not see each other and that nothing outlives its session. What BART prints becomes log lines, progress reports and,
+when it fails, the text of the error.
+
+Arrays travel through BART's file format: a text header `.hdr` and a raw `.cfl` of complex64 in column-major order.
+
+Reference: BART toolbox, doi 10.5281/zenodo.592960.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+READ_DIM, PHS1_DIM, PHS2_DIM, COIL_DIM, MAPS_DIM = 0, 1, 2, 3, 4
+TIME_DIM, TIME2_DIM = 10, 11
+DIMENSIONS = 16
+
+ENVIRONMENT_VARIABLES = ("BART_TOOLBOX_PATH", "BART_PATH", "TOOLBOX_PATH")
+DEFAULT_TIMEOUT = 6 * 3600.0  # [s], longer than any sensible reconstruction, so that every wait ends
+RAM_DISK = Path("/dev/shm")
+
+_POLL = 0.1  # [s], how soon a cancelled session or a passed timeout is seen
+_PROBE_TIMEOUT = 30.0  # [s], for `bart version` and `bart COMMAND -h`
+_KILL_TIMEOUT = 10.0  # [s], for the system to take down a killed process
+_SLAB = 16 * 2**20  # [bytes], how much of an array that BART's layout does not suit is copied at a time
+_LINE = 500  # [characters] of a line that are kept
+_LAST_WORDS = 6  # lines of BART's output that go into an error
+_SAMPLE = np.dtype(np.complex64).itemsize
+
+
+class BartError(Exception):
+    """A BART command could not be run or failed; the text has BART's own last words."""
+
+
+class BartNotFoundError(BartError):
+    """There is no BART where it was looked for."""
+
+
+class BartCancelledError(BartError):
+    """The command was killed because its session ended."""
+
+
+class BartTimeoutError(BartError):
+    """The command was killed because it took longer than its time limit."""
+
+
+@dataclass(frozen=True)
+class Bart:
+    """One installed BART."""
+
+    path: Path  # the executable
+    version: str  # for example v0.8.00
+    cuda: bool  # whether it was compiled with CUDA
+    modified: int  # modification time [ns]: a new build at the same place is asked anew
+
+    def options(self, command: str) -> frozenset[str]:
+        """Options that `command` knows, for example `{"-i", "-g", "--lowmem"}`; asked once per build."""
+        return _options(self.path, self.modified, command)
+
+
+def find_bart(configured: str | Path = "") -> Bart:
+    """Find BART: the configured place (executable, or folder holding `bart`), else environment variables, else PATH.
+
+    Raises
+    ------
+    BartNotFoundError
+        No executable; says where it was looked for and how to get one. A configured place without BART is an error
+        even if there is another BART elsewhere, as that one may know no CUDA.
+    BartError
+        What was found does not behave like BART.
+    """
+    if str(configured).strip():
+        places = {"config value BART_TOOLBOX_PATH": str(configured)}
+    else:
+        places = {f"environment variable {name}": os.environ.get(name) for name in ENVIRONMENT_VARIABLES}
+        places["PATH"] = shutil.which("bart")
+    path = next((found for place in places.values() if place and (found := _executable(Path(place)))), None)
+    if path is None:
+        looked = [f"{place or 'not set'} ({name})" if name != "PATH" else name for name, place in places.items()]
+        raise BartNotFoundError(
+            f"There is no executable bart in {', '.join(looked)}. Get it with `apt-get install bart` (Debian, Ubuntu), "
+            "or set BART_TOOLBOX_PATH in the config file to the folder of your own build (empty: environment variable "
+            f"{' or '.join(ENVIRONMENT_VARIABLES)}, then PATH)."
+        )
+    return _probe(path, path.stat().st_mtime_ns)
+
+
+def _executable(place: Path) -> Path | None:
+    """Path of the executable that `place` is or holds, or None."""
+    for candidate in (place, place / "bart"):
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            return candidate.resolve()
+    return None
+
+
+@functools.lru_cache(maxsize=32)
+def _probe(path: Path, modified: int) -> Bart:
+    """Ask an executable for its version and for CUDA."""
+    answer = _ask(path, "version", "-V")
+    version = re.search(r"^v?\d+\.\d+\S*", answer, re.MULTILINE)
+    if version is None:
+        raise BartError(f"{path} is not the BART toolbox: `bart version -V` answers {answer[:200]!r}")
+    bart = Bart(path, version.group(), re.search(r"^CUDA=1\b", answer, re.MULTILINE) is not None, modified)
+    logger.info("BART %s at %s, %s CUDA", bart.version, bart.path, "with" if bart.cuda else "without")
+    return bart
+
+
+@functools.lru_cache(maxsize=256)
+def _options(path: Path, modified: int, command: str) -> frozenset[str]:
+    """Options in the usage line and in the option table of `bart COMMAND -h`."""
+    return frozenset(re.findall(r"(?:^\s*|\[|,)(--?[A-Za-z][\w-]*)", _ask(path, command, "-h"), re.MULTILINE))
+
+
+def _ask(path: Path, *arguments: str) -> str:
+    """Everything that a short BART command prints."""
+    listener = _Listener(arguments[0], keep=1000)
+    _execute([str(path), *arguments], None, dict(os.environ), listener, lambda: False, _PROBE_TIMEOUT)
+    return "\n".join(listener.last_words)
+
+
+def dimensions(sizes: Mapping[int, int]) -> tuple[int, ...]:
+    """Shape of a BART array from named axes, for example `{COIL_DIM: 8, TIME_DIM: 48}`; every other axis is 1."""
+    if wrong := [axis for axis in sizes if not 0 <= axis < DIMENSIONS]:
+        raise ValueError(f"BART axes are 0 to {DIMENSIONS - 1}, not {wrong}")
+    return tuple(sizes.get(axis, 1) for axis in range(DIMENSIONS))
+
+
+def on_axes(array: np.ndarray, *axes: int) -> np.ndarray:
+    """View of an array with its axes at their places among BART's 16; `axes` names the BART axis of each of its own.
+
+    Nothing is copied. A C-ordered array whose axes are named from the largest BART number to the smallest, such as
+    `on_axes(data, TIME_DIM, COIL_DIM, PHS1_DIM)` for data [time, coil, sample], is in BART's own memory order.
+    ValueError unless there is one distinct BART axis for each axis of the array.
+    """
+    if len(axes) != array.ndim or len(set(axes)) != len(axes):
+        raise ValueError(f"an array of shape {array.shape} needs {array.ndim} distinct BART axes, not {axes}")
+    dimensions(dict.fromkeys(axes, 1))
+    rest = [axis for axis in range(DIMENSIONS) if axis not in axes]
+    return np.expand_dims(array.transpose(np.argsort(axes)), rest)
+
+
+def write_cfl(base: Path, array: np.ndarray) -> None:
+    """Write an array as `base.hdr` and `base.cfl`; ValueError for more than 16 dimensions or an empty array.
+
+    A Fortran-ordered complex64 array is written straight from its memory. Any other is converted slab by slab, at most
+    16 MiB at a time, so that there is never a second whole copy of it in memory.
+    """
+    array = np.asarray(array)
+    if array.ndim > DIMENSIONS or array.size == 0:
+        raise ValueError(f"BART arrays have at most {DIMENSIONS} dimensions, none of them 0; this has {array.shape}")
+    shape = array.shape + (1,) * (DIMENSIONS - array.ndim)
+    base.with_suffix(".hdr").write_text(f"# Dimensions\n{' '.join(map(str, shape))}\n")
+    with base.with_suffix(".cfl").open("wb") as file:
+        for slab in _slabs(array):
+            file.write(np.asfortranarray(slab, dtype=np.complex64).T)
+
+
+def _slabs(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Split an array along its last axes into pieces that follow each other in column-major order."""
+    if array.ndim < 2 or (array.flags.f_contiguous and array.dtype == np.complex64):
+        yield array
+        return
+    step = _SLAB // (array[..., 0].size * _SAMPLE)
+    for start in range(0, array.shape[-1], max(1, step)):
+        yield from [array[..., start : start + step]] if step else _slabs(array[..., start])
+
+
+def read_cfl(base: Path) -> np.ndarray:
+    """Read `base.hdr` and `base.cfl` into memory, one copy: complex64 with BART's 16 axes, Fortran-ordered.
+
+    BartError when a file is missing, the header is not one, or the data is not as long as the header says.
+    """
+    try:
+        with base.with_suffix(".hdr").open(errors="replace") as file:
+            header = file.read(65536)
+        available = base.with_suffix(".cfl").stat().st_size
+    except OSError as error:
+        raise BartError(f"there is no {Path(error.filename or base).name}: {error.strerror}") from error
+    found = re.search(r"^# Dimensions\n((?:\d{1,15} +)*\d{1,15}) *$", header, re.MULTILINE)
+    shape = tuple(int(size) for size in found[1].split()) if found else ()
+    if not shape or len(shape) > DIMENSIONS or min(shape) < 1:
+        raise BartError(f"{base.name}.hdr has no 1 to {DIMENSIONS} sizes after '# Dimensions': {header[:80]!r}")
+    expected = math.prod(shape) * _SAMPLE
+    if available != expected:
+        raise BartError(f"{base.name}.cfl has {available} bytes, its header {shape} says {expected}")
+    shape += (1,) * (DIMENSIONS - len(shape))
+    return np.fromfile(base.with_suffix(".cfl"), dtype=np.complex64).reshape(shape, order="F")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a command is; `str()` makes a line for the log and the client of it.
+
+    For `pics` with ADMM, iterations are the normal operators of its inner conjugate gradients: BART's `-i` limits them.
+    """
+
+    command: str
+    iteration: int  # done
+    total: int | None  # asked for with -i, None if it was not
+    elapsed: float  # [s] since the command began
+    remaining: float | None  # [s], from the time per iteration without the preparation; None if there is no total
+
+    def __str__(self) -> str:
+        of = "" if self.total is None else f" of {self.total}"
+        left = "" if self.remaining is None else f", about {self.remaining:.0f} s left"
+        return f"BART {self.command}: iteration {self.iteration}{of}, {self.elapsed:.0f} s elapsed{left}"
+
+
+class _Listener:
+    """Takes in what BART prints: log lines, last words, progress reports. Lines it does not know are only logged."""
+
+    _ADMM_ROW = re.compile(r"\s*\d+\t\s*(\d+)\t\s*[-+.\w]+\t")
+    _NEWTON_STEP = re.compile(r"Step: (\d+), Res:")
+    _GRADIENT_STEP = re.compile(r"#(?:it: *)?(\d+):")
+    _INVISIBLE = re.compile(r"\x1b\[[0-9;]*m|[^\t\x20-\x7e\xa0-\uffff]")
+
+    def __init__(
+        self, command: str, total: int | None = None, report: Callable[[Progress], Any] | None = None,
+        interval: float = 0.0, keep: int = _LAST_WORDS,
+    ) -> None:  # fmt: skip
+        self.last_words: deque[str] = deque(maxlen=keep)
+        self._command, self._total, self._report, self._interval = command, total, report, interval
+        self._begin = self._iterating_since = time.monotonic()
+        self._next_report, self._admm, self._rest = 0.0, False, b""
+
+    def feed(self, data: bytes) -> None:
+        """Take in bytes as they come; only the start of an overlong line is kept."""
+        *lines, rest = re.split(rb"[\r\n]", self._rest + data)
+        self._rest = rest[: 4 * _LINE]
+        for line in lines:
+            self._line(self._INVISIBLE.sub("", line[: 4 * _LINE].decode(errors="replace"))[:_LINE].rstrip())
+
+    def words(self) -> str:
+        """BART's last words."""
+        return " | ".join(word.strip() for word in self.last_words) or "it printed nothing"
+
+    def _line(self, line: str) -> None:
+        if not line.strip():
+            return
+        self.last_words.append(line)
+        logger.debug("bart %s: %s", self._command, line)
+        if line.strip() == "ADMM":  # from here on, "#n:" lines are its inner iterations
+            self._admm, self._iterating_since = True, time.monotonic()
+        elif found := self._ADMM_ROW.match(line):
+            self._progress(int(found[1]))
+        elif found := self._NEWTON_STEP.match(line) or (None if self._admm else self._GRADIENT_STEP.match(line)):
+            self._progress(int(found[1]) + 1)
+
+    def _progress(self, iteration: int) -> None:
+        now = time.monotonic()
+        if now < self._next_report:
+            return
+        self._next_report = now + self._interval
+        done = iteration if self._total is None else min(iteration, self._total)
+        left = (now - self._iterating_since) / done * (self._total - done) if self._total and done else None
+        progress = Progress(self._command, done, self._total, now - self._begin, left)
+        logger.info("%s", progress)
+        if self._report:
+            self._report(progress)
+
+
+def run(
+    bart: Bart, command: str, options: Sequence[str | float | np.ndarray] = (), *inputs: np.ndarray, outputs: int = 1,
+    cancelled: threading.Event | Callable[[], bool] | None = None,
+    progress: Callable[[Progress], Any] | None = None, progress_interval: float = 2.0,
+    gpu_device: int = -1, threads: int | None = None, timeout: float = DEFAULT_TIMEOUT, output_bytes: int | None = None,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
+    """Run `bart COMMAND OPTIONS INPUTS OUTPUTS` and return its outputs: complex64, 16 axes, Fortran-ordered.
+
+    Parameters
+    ----------
+    bart, command
+        From `find_bart`; for example `pics`.
+    options
+        Texts and numbers; an array stands for a file that an option needs, as in `["-i", 30, "-t", trajectory]`.
+    *inputs
+        Arrays [up to BART's 16 axes]; see `write_cfl` for what they cost and `on_axes` for placing their axes.
+    outputs
+        How many arrays the command writes.
+    cancelled
+        Event or function; once set or true, the command is killed, within about 0.2 s.
+    progress
+        Called in this thread with a `Progress`, at most every `progress_interval` [s]. What it raises ends the command
+        and comes out of here.
+    gpu_device, threads
+        The one GPU that BART sees, counted as this process sees them (-1: none); OMP_NUM_THREADS (None: as it is).
+    timeout
+        Longest time that the command may take [s].
+    output_bytes
+        Expected size of the outputs [bytes], to see whether the RAM disk has room; None: as large as the inputs.
+
+    Raises
+    ------
+    BartCancelledError, BartTimeoutError
+        The command was killed.
+    BartError
+        The command cannot be run or failed, its output is missing or incomplete, or the disk is full.
+    """
+    stop = cancelled.is_set if isinstance(cancelled, threading.Event) else cancelled or (lambda: False)
+    if stop():
+        raise BartCancelledError(f"bart {command} was cancelled before it began")
+    arrays = [item for item in (*options, *inputs) if isinstance(item, np.ndarray)]
+    needed = sum(array.size for array in arrays) * _SAMPLE
+    environment = _environment(gpu_device, threads)
+    listener = _Listener(command, _iterations(options), progress, progress_interval)
+    parent = _roomy_place(needed + (needed if output_bytes is None else output_bytes))
+    # cleanup errors are ignored because a killed grandchild may still be closing its files; the system takes them down
+    with tempfile.TemporaryDirectory(prefix="bart-", dir=parent, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        names = [f"out{index}" for index in range(outputs)]
+        arguments = [str(bart.path), command, *_place(folder, command, (*options, *inputs)), *names]
+        logger.debug("in %s: %s", folder, " ".join(arguments))
+        status = _execute(arguments, folder, environment, listener, stop, timeout)
+        if status != 0:
+            raise BartError(f"bart {command} {_ending(status)}: {listener.words()}{_space(folder)}")
+        try:
+            return tuple(read_cfl(folder / output) for output in names)
+        except BartError as error:
+            raise BartError(f"bart {command} ended well, but {error}: {listener.words()}{_space(folder)}") from error
+
+
+def _place(folder: Path, command: str, items: Sequence[str | float | np.ndarray]) -> list[str]:
+    """Command line arguments; arrays become files in the folder."""
+    files = {f"in{index}": item for index, item in enumerate(items) if isinstance(item, np.ndarray)}
+    for name, array in files.items():
+        try:
+            write_cfl(folder / name, array)
+        except OSError as error:
+            raise BartError(f"cannot write an input of bart {command}: {error.strerror}{_space(folder)}") from error
+    return [f"in{index}" if f"in{index}" in files else str(item) for index, item in enumerate(items)]
+
+
+def _execute(
+    arguments: list[str], folder: Path | None, environment: dict[str, str], listener: _Listener,
+    stop: Callable[[], bool], timeout: float,
+) -> int:  # fmt: skip
+    """Run a process to its end and return its exit status; whatever happens, its process group is gone afterwards."""
+    try:
+        process = subprocess.Popen(
+            arguments, cwd=folder, env=environment, bufsize=0, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    except OSError as error:
+        raise BartError(f"{arguments[0]} cannot be run: {error.strerror}") from error
+    deadline = time.monotonic() + timeout
+    kill = weakref.finalize(process, _kill_group, process.pid)  # also at the interpreter's exit, should that come first
+    try:
+        os.set_blocking(process.stdout.fileno(), False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while process.poll() is None:
+                if stop():
+                    raise BartCancelledError(f"bart {arguments[1]} was cancelled")
+                if time.monotonic() > deadline:
+                    raise BartTimeoutError(f"bart {arguments[1]} passed its limit of {timeout:g} s: {listener.words()}")
+                if selector.get_map() and selector.select(_POLL):
+                    if data := process.stdout.read(65536):
+                        listener.feed(data)
+                    else:
+                        selector.unregister(process.stdout)
+                elif not selector.get_map():
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(_POLL)
+        kill()
+        listener.feed((process.stdout.read(2**20) or b"") + b"\n")
+        return process.returncode
+    finally:
+        kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_KILL_TIMEOUT)
+        if process.returncode is None:
+            logger.error("process %d of bart %s does not die", process.pid, arguments[1])
+        process.stdout.close()
+
+
+def _kill_group(group: int) -> None:
+    """Kill every process of a group. BART has nothing to save, so there is no gentle way first."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # gone already
+        os.killpg(group, signal.SIGKILL)
+
+
+def _environment(gpu_device: int, threads: int | None) -> dict[str, str]:
+    """Environment of the child; ours stays as it is."""
+    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    visible = re.findall(r"[^,\s]+", environment.get("CUDA_VISIBLE_DEVICES", ""))
+    if visible and gpu_device >= len(visible):
+        raise BartError(f"gpu_device {gpu_device} is not among the {len(visible)} of CUDA_VISIBLE_DEVICES")
+    seen = visible[gpu_device] if visible else str(gpu_device)
+    return environment | {"CUDA_VISIBLE_DEVICES": "" if gpu_device < 0 else seen}
+
+
+def _roomy_place(needed: int) -> str | None:
+    """The RAM disk if it and the memory have room for `needed` bytes, else None for the normal temporary folder."""
+    try:
+        free = shutil.disk_usage(RAM_DISK).free
+        memory = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    # BART itself works on several arrays as large as its output, so leave it half of the memory
+    roomy = memory and needed < 0.9 * free and needed < 0.5 * 1024 * int(memory[1])
+    return str(RAM_DISK) if roomy and os.access(RAM_DISK, os.W_OK | os.X_OK) else None
+
+
+def _iterations(options: Sequence[str | float | np.ndarray]) -> int | None:
+    """Number of iterations that the options ask for with `-i 30` or `-i30`."""
+    texts = ["" if isinstance(item, np.ndarray) else str(item) for item in options]
+    found = re.search(r"(?:^|\0)-i\0?(\d+)(?=\0|$)", "\0".join(texts))
+    return int(found[1]) if found else None
+
+
+def _ending(status: int) -> str:
+    """How a process ended, in words."""
+    hints = {-signal.SIGKILL: " (the system may have run out of memory)", -signal.SIGBUS: " (the disk may be full)"}
+    if status >= 0:
+        return f"failed with exit status {status}"
+    return f"was ended by signal {-status} ({signal.strsignal(-status)}){hints.get(status, '')}"
+
+
+def _space(folder: Path) -> str:
+    """Note on the free space of the folder's disk when it is nearly used up, else nothing."""
+    free = shutil.disk_usage(folder).free
+    return f" (the disk of {folder.parent} is full: {free} bytes free)" if free < 2**20 else ""
