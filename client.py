@@ -20,7 +20,9 @@ from codec import MrdError
 from connection import Connection
 from constants import MessageId
 from mrdfile import MrdFileError, MrdWriter
+from mrdheader import parse_header
 from mrdsource import Item, Source, open_source
+from pacing import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class ClientOptions:
         Longest silence of the server [s].
     progress : bool
         Whether a line on the terminal shows how far the session is.
+    realtime : bool
+        Whether readouts and waveforms leave at the pace of their time stamps, as from a scanner.
     """
 
     source: Path
@@ -75,6 +79,7 @@ class ClientOptions:
     fix_transposed: bool = False
     timeout: float = 3600.0
     progress: bool = False
+    realtime: bool = False
 
 
 @dataclass
@@ -91,6 +96,8 @@ class Result:
         Error messages of the server, and what broke the session off.
     seconds : float
         How long it took [s].
+    pace : str
+        How well the pace of the scan was kept, where that was asked for.
     """
 
     output: Path
@@ -99,6 +106,7 @@ class Result:
     received: dict[str, int] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    pace: str = ""
 
 
 class _Receiver(threading.Thread):
@@ -216,36 +224,26 @@ def run(options: ClientOptions) -> Result:
     ClientError, MrdFileError
         If the session cannot begin. What goes wrong later stands in the result's ``errors``.
     """
-    output = options.output or options.source.with_name(f"{options.source.stem}_results.h5")
-    if output.resolve() == options.source.resolve():
-        raise ClientError(f"the output would overwrite the input {options.source}: name another with -o")
-    if not output.absolute().parent.is_dir():
-        raise ClientError(f"there is no folder {output.absolute().parent} for the output")
-    result = Result(output, options.out_group or str(datetime.now()))
+    result = Result(_output_path(options), options.out_group or str(datetime.now()))
     start = time.monotonic()
     with open_source(options.source, options.in_group, options.send_waveforms) as source:
         parameters = json_parameters(options, source.json_parameters)
         config_text = None if options.config_file is None else _read_config_file(options.config_file)
         connection = Connection(connect(options.address, options.port, options.timeout))
+        receiver = _Receiver(connection, options, result, source.header_xml)
+        receiver.start()
         try:
-            receiver = _Receiver(connection, options, result, source.header_xml)
-            receiver.start()
-            try:
-                if config_text is None:
-                    connection.send_config_file(options.config)
-                else:
-                    connection.send_config_text(config_text)
-                connection.send_metadata(source.header_xml or f"{options.source} holds no MRD header")
-                if parameters is not None:
-                    connection.send_json_parameters(parameters)
-                _send_items(connection, source, receiver, options)
-                connection.send_close()
-            except MrdError as error:
-                receiver.join(CONNECT_PATIENCE)  # the server's own words, if there are any, come first
-                result.errors.append(str(error))
-            while receiver.is_alive():  # its waits are limited by the socket's timeout
-                receiver.join(0.5)
-                _show_progress(connection, source, options)
+            if config_text is None:
+                connection.send_config_file(options.config)
+            else:
+                connection.send_config_text(config_text)
+            connection.send_metadata(source.header_xml or f"{options.source} holds no MRD header")
+            if parameters is not None:
+                connection.send_json_parameters(parameters)
+            _send_items(connection, receiver, source, options, result)
+        except MrdError as error:
+            receiver.join(CONNECT_PATIENCE)  # the server's own words, if there are any, come first
+            result.errors.append(str(error))
         except MrdFileError as error:
             result.errors.append(str(error))
         finally:
@@ -260,6 +258,15 @@ def run(options: ClientOptions) -> Result:
     return result
 
 
+def _output_path(options: ClientOptions) -> Path:
+    output = options.output or options.source.with_name(f"{options.source.stem}_results.h5")
+    if output.resolve() == options.source.resolve():
+        raise ClientError(f"the output would overwrite the input {options.source}: name another with -o")
+    if not output.absolute().parent.is_dir():
+        raise ClientError(f"there is no folder {output.absolute().parent} for the output")
+    return output
+
+
 def _read_config_file(path: Path) -> str:
     try:
         return path.read_text("utf-8")
@@ -267,9 +274,13 @@ def _read_config_file(path: Path) -> str:
         raise ClientError(f"the config file {path} cannot be read: {error.strerror}") from error
 
 
-def _send_items(connection: Connection, source: Source, receiver: _Receiver, options: ClientOptions) -> None:
+def _send_items(
+    connection: Connection, receiver: _Receiver, source: Source, options: ClientOptions, result: Result
+) -> None:
+    """Send the data and CLOSE, and wait until the server has closed, too."""
+    pace = Pace(parse_header(source.header_xml or "")) if options.realtime else None
     shown = time.monotonic()
-    for item in _until_closed(source.items, receiver):
+    for item in _until_closed(source.items if pace is None else pace.paced(source.items), receiver):
         if isinstance(item, ismrmrd.Acquisition):
             connection.send_acquisition(item)
         elif isinstance(item, ismrmrd.Waveform):
@@ -278,7 +289,15 @@ def _send_items(connection: Connection, source: Source, receiver: _Receiver, opt
             connection.send_image(item)
         if options.progress and time.monotonic() - shown > 0.2:
             shown = time.monotonic()
-            _show_progress(connection, source, options)
+            _show_progress(connection, source)
+    all_sent = time.monotonic()
+    connection.send_close()
+    while receiver.is_alive():  # its waits are limited by the socket's timeout
+        receiver.join(0.5)
+        if options.progress:
+            _show_progress(connection, source)
+    if pace is not None:
+        result.pace = f"{pace.summary()}; the server ended {time.monotonic() - all_sent:.2f} s after the last of them"
 
 
 def _until_closed(items: Iterator[Item], receiver: _Receiver) -> Iterator[Item]:
@@ -290,9 +309,7 @@ def _until_closed(items: Iterator[Item], receiver: _Receiver) -> Iterator[Item]:
         yield item
 
 
-def _show_progress(connection: Connection, source: Source, options: ClientOptions) -> None:
-    if not options.progress:
-        return
+def _show_progress(connection: Connection, source: Source) -> None:
     sent = connection.sentAcqs + connection.sentWaveforms + connection.sentImages
     of_total = "" if source.total is None else f" of {source.total}"
     print(f"\rsent {sent}{of_total}, received {connection.recvImages} images ", end="", file=sys.stderr, flush=True)
@@ -321,6 +338,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="ignore modules named in JSON parameters (as when -c is given)")  # fmt: skip
     add("--fix-transposed", action="store_true", help="transpose an image when that makes it fit its series")
     add("--mrd2gif", action="store_true", help="make a GIF of the images")
+    add("--realtime", action="store_true", help="send at the pace of the scan, and report how well that went")
     add("-v", "--verbose", action="store_true", help="log details")
     add("-l", "--logfile", type=Path, help="log into this file as well")
     add("--quiet", action="store_true", help="print errors only")
@@ -360,6 +378,7 @@ def main() -> int:
         fix_transposed=arguments.fix_transposed,
         timeout=arguments.timeout,
         progress=sys.stderr.isatty() and not arguments.quiet,
+        realtime=arguments.realtime,
     )
     try:
         result = run(options)
@@ -395,6 +414,8 @@ def print_summary(result: Result) -> None:
 
     print(f"sent     {listed(result.sent)}")
     print(f"received {listed(result.received)} in {result.seconds:.1f} s")
+    if result.pace:
+        print(result.pace)
     if any(result.received.values()):
         print(f"output   {result.output} group '{result.group}'")
 

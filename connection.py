@@ -287,6 +287,9 @@ class Connection:
         total : float
             Longest time in all [s]; infinite when the data are being kept.
         """
+        # A module's thread may still wait in a read; when nothing comes for it, nothing is left unread either.
+        if not self._receive_lock.acquire(timeout=min(wait, threading.TIMEOUT_MAX)):
+            return
         deadline = time.monotonic() + total
         buffer = bytearray(RECEIVE_BUFFER)
         try:
@@ -299,6 +302,8 @@ class Connection:
                 pass
         except (MrdError, OSError) as error:
             logger.debug("The peer's remaining data ended early: %s", error)
+        finally:
+            self._receive_lock.release()
 
     def interrupt(self, last_words: str) -> None:
         """End both directions from another thread, with a text and CLOSE to the peer if they can be sent at once.
@@ -324,5 +329,6 @@ class Connection:
 
     def close(self) -> None:
         """Release the socket."""
+        self.abort()  # wakes a module's thread that still waits here
         self.is_exhausted = True
         self._socket.close()

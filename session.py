@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Iterable
@@ -139,6 +140,7 @@ class Session:
         metadata = self._receive_header()
         if metadata is None:
             return
+        self._prepare(config.content, metadata)
         parameters = self._receive_parameters(config)
         name = _requested_module(config.content, parameters)
         process = self._choose(name)
@@ -172,6 +174,21 @@ class Session:
         if message.identifier != MessageId.METADATA_XML_TEXT:
             raise ConfigurationRefused(f"METADATA_XML_TEXT comes after the config, not {message.identifier.name}")
         return parse_header(message.content)
+
+    def _prepare(self, config: str, metadata: Any) -> None:
+        """Give the module that the config names a chance to set up before the first data come, if it wants one.
+
+        A module may define ``prepare(config, metadata)`` for this. Between header and first readout a scanner takes its
+        time, which compiling and reading tables can use. JSON parameters may still name another module, and whatever
+        goes wrong here goes wrong again in ``process``, which reports it.
+        """
+        try:
+            process = self._find(config.strip())
+            prepare = None if process is None else getattr(sys.modules.get(process.__module__), "prepare", None)
+            if prepare is not None:
+                prepare(config, metadata)
+        except Exception as error:  # noqa: BLE001 -- the module's own code, which process will run into again
+            logger.debug("%s: preparing %s failed: %s", self.name, self._module, error)
 
     def _receive_parameters(self, config: Message) -> dict[str, Any] | None:
         """JSON parameters: a TEXT directly after the header, or a config that was sent as JSON text."""
