@@ -13,6 +13,7 @@ Exceptions::
 
 import ctypes
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -213,19 +214,30 @@ def parse_attributes(xml: str) -> ismrmrd.Meta:
 # ---- writers -------------------------------------------------------------------------------------------------------
 
 
-def _bytes_of(array: np.ndarray, dtype: Any) -> memoryview:
+def _bytes_of(array: np.ndarray, dtype: Any, *shape: int) -> memoryview:
+    if array.shape != shape:  # the peer goes by the header: it would take the next message for the missing bytes
+        raise ValueError(f"an array of shape {array.shape} does not fit its header, which says {shape}")
     return np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data
 
 
+# Characters that no XML may hold: with one of them in a value, the peer could read none of the attributes.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _encode_text(text: str) -> bytes:
+    """UTF-8; half a character, as broken JSON may hold it, becomes a question mark and costs no message."""
+    return text.encode("utf-8", "replace")
+
+
 def _write_config_file(name: str) -> list[bytes]:
-    data = name.encode("utf-8")
+    data = _encode_text(name)
     if len(data) >= CONFIG_FILE_NAME.size:
         raise ProtocolError(f"a config name of {len(data)} bytes does not fit into {CONFIG_FILE_NAME.size - 1}")
     return [CONFIG_FILE_NAME.pack(data)]
 
 
 def _write_text(text: str) -> list[bytes]:
-    data = text.encode("utf-8")
+    data = _encode_text(text)
     return [TEXT_LENGTH.pack(len(data)), data]
 
 
@@ -234,23 +246,26 @@ def _write_close(content: None) -> list[bytes]:
 
 
 def _write_acquisition(acquisition: ismrmrd.Acquisition) -> list[bytes | memoryview]:
+    head = acquisition.getHead()
     return [
-        bytes(acquisition.getHead()),
-        _bytes_of(acquisition.traj, np.float32),
-        _bytes_of(acquisition.data, np.complex64),
+        bytes(head),
+        _bytes_of(acquisition.traj, np.float32, head.number_of_samples, head.trajectory_dimensions),
+        _bytes_of(acquisition.data, np.complex64, head.active_channels, head.number_of_samples),
     ]
 
 
 def _write_waveform(waveform: ismrmrd.Waveform) -> list[bytes | memoryview]:
-    return [bytes(waveform.getHead()), _bytes_of(waveform.data, np.uint32)]
+    head = waveform.getHead()
+    return [bytes(head), _bytes_of(waveform.data, np.uint32, head.channels, head.number_of_samples)]
 
 
 def _write_image(image: ismrmrd.Image) -> list[bytes | memoryview]:
-    attributes = image.attribute_string.encode("utf-8")
+    attributes = _encode_text(_NOT_XML.sub("\ufffd", image.attribute_string))
     head = image.getHead()
     head.attribute_string_len = len(attributes)
-    dtype = IMAGE_DTYPES[head.data_type]
-    return [bytes(head), ATTRIBUTES_LENGTH.pack(len(attributes)), attributes, _bytes_of(image.data, dtype)]
+    x, y, z = head.matrix_size
+    pixels = _bytes_of(image.data, IMAGE_DTYPES[head.data_type], head.channels, z, y, x)
+    return [bytes(head), ATTRIBUTES_LENGTH.pack(len(attributes)), attributes, pixels]
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------

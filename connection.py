@@ -1,8 +1,10 @@
 """One MRD session over one socket: typed messages out of bytes, bytes out of typed messages, counters."""
 
+import contextlib
 import io
 import json
 import logging
+import math
 import socket
 import threading
 import time
@@ -49,11 +51,14 @@ class _SocketStream(io.RawIOBase):
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self.observer: Observer | None = None
+        self.deadline = math.inf  # on the monotonic clock [s]
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if time.monotonic() > self.deadline:
+            raise StreamBroken("the time for the peer's remaining data is over")
         try:
             count = self._socket.recv_into(buffer)
         except TimeoutError:
@@ -290,15 +295,16 @@ class Connection:
         # A module's thread may still wait in a read; when nothing comes for it, nothing is left unread either.
         if not self._receive_lock.acquire(timeout=min(wait, threading.TIMEOUT_MAX)):
             return
-        deadline = time.monotonic() + total
+        self._raw.deadline = time.monotonic() + total
         buffer = bytearray(RECEIVE_BUFFER)
         try:
             self._socket.shutdown(socket.SHUT_WR)
             self._socket.settimeout(wait)
-            while not self.is_exhausted and time.monotonic() < deadline:
-                self.receive()
+            with contextlib.suppress(ProtocolError):
+                while not self.is_exhausted:
+                    self.receive()
             # Behind bytes that are no message there is no telling where the next one starts.
-            while self._unreadable and self._raw.readinto(buffer) and time.monotonic() < deadline:
+            while self._unreadable and self._raw.readinto(buffer):
                 pass
         except (MrdError, OSError) as error:
             logger.debug("The peer's remaining data ended early: %s", error)

@@ -106,10 +106,13 @@ def _defines_process(body: Iterable[ast.stmt]) -> bool:
                 return True
             case ast.Assign(targets=targets) if any(isinstance(t, ast.Name) and t.id == "process" for t in targets):
                 return True
+            case ast.AnnAssign(target=ast.Name(id="process"), value=ast.expr()):
+                return True
             case ast.ImportFrom(names=names) if any((alias.asname or alias.name) == "process" for alias in names):
                 return True
             case ast.If() | ast.Try() | ast.With():
                 inner = [getattr(statement, part, []) for part in ("body", "orelse", "finalbody")]
+                inner += [handler.body for handler in getattr(statement, "handlers", [])]
                 if any(_defines_process(part) for part in inner):
                     return True
     return False

@@ -11,6 +11,7 @@ each; whole slices are limited by HDF5's variable-length elements alone (``bench
 import logging
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -101,22 +102,36 @@ class MrdReader:
         try:
             self.group = self._choose(group)
             self._group = self._file[self.group]
-            self.image_groups = image_groups(self._group)
+            with self._reading("something"):
+                self.image_groups = image_groups(self._group)
+                self.header_xml = self._text("xml")
+                self.config = self._text("config_file")
+                self.config_text = self._text("config")
+                self.json_parameters = self._text("configAdditional")
+                self.acquisition_count = self._count("data")
+                self.waveform_count = self._count("waveforms")
+                self.image_count = sum(self._count(f"{name}/data") for name in self.image_groups)
         except BaseException:
             self._file.close()
             raise
-        self.header_xml = self._text("xml")
-        self.config = self._text("config_file")
-        self.config_text = self._text("config")
-        self.json_parameters = self._text("configAdditional")
-        self.acquisition_count = self._count("data")
-        self.waveform_count = self._count("waveforms")
-        self.image_count = sum(self._count(f"{name}/data") for name in self.image_groups)
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Turn what a strange layout makes h5py and numpy raise into an error that names the file."""
+        try:
+            yield
+        except MrdFileError:
+            raise
+        except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            place = f"{what} of group '{self.group}'"
+            raise MrdFileError(f"{self.path}: {place} is not laid out as in an MRD file: {error}") from error
 
     def _choose(self, group: str | None) -> str:
         groups = [name for name, item in self._file.items() if isinstance(item, h5py.Group)]
         if group is None:
-            if len(groups) != 1:
+            if not groups:
+                raise MrdFileError(f"{self.path} has no group, so it is no MRD file")
+            if len(groups) > 1:
                 raise MrdFileError(f"{self.path} has {len(groups)} groups, name one of them: {', '.join(groups)}")
             return groups[0]
         if not isinstance(self._file.get(group), h5py.Group):
@@ -126,6 +141,8 @@ class MrdReader:
     def _text(self, name: str) -> str | None:
         if name not in self._group:
             return None
+        if not isinstance(self._group[name], h5py.Dataset):
+            raise MrdFileError(f"{self.path}: '{self.group}/{name}' is to be a text")
         value = np.ravel(self._group[name][()])
         if not value.size:
             return None
@@ -160,45 +177,51 @@ class MrdReader:
         """Yield the readouts in the order of the file."""
         if not self.acquisition_count:
             return
-        for heads, records in self._records("data", acquisition_header_dtype):
-            for head, trajectory, data in zip(heads, records["traj"], records["data"], strict=True):
-                header = ismrmrd.AcquisitionHeader.from_buffer_copy(head)
-                shape = (header.active_channels, header.number_of_samples)
-                trajectory_shape = (header.number_of_samples, header.trajectory_dimensions)
-                yield ismrmrd.Acquisition(
-                    header,
-                    self._shaped(data.astype(np.float32, copy=False).view(np.complex64), shape, "data"),
-                    self._shaped(trajectory.astype(np.float32, copy=False), trajectory_shape, "trajectory"),
-                )
+        with self._reading("data"):
+            for heads, records in self._records("data", acquisition_header_dtype):
+                for head, trajectory, data in zip(heads, records["traj"], records["data"], strict=True):
+                    header = ismrmrd.AcquisitionHeader.from_buffer_copy(head)
+                    shape = (header.active_channels, header.number_of_samples)
+                    trajectory_shape = (header.number_of_samples, header.trajectory_dimensions)
+                    yield ismrmrd.Acquisition(
+                        header,
+                        self._shaped(data.astype(np.float32, copy=False).view(np.complex64), shape, "data"),
+                        self._shaped(trajectory.astype(np.float32, copy=False), trajectory_shape, "trajectory"),
+                    )
 
     def waveforms(self) -> Iterator[ismrmrd.Waveform]:
         """Yield the waveforms in the order of the file."""
         if not self.waveform_count:
             return
-        for heads, records in self._records("waveforms", waveform_header_dtype):
-            for head, data in zip(heads, records["data"], strict=True):
-                header = ismrmrd.WaveformHeader.from_buffer_copy(head)
-                values = data.astype(np.uint32, copy=False)
-                yield ismrmrd.Waveform(
-                    header, self._shaped(values, (header.channels, header.number_of_samples), "waveform")
-                )
+        with self._reading("waveforms"):
+            for heads, records in self._records("waveforms", waveform_header_dtype):
+                for head, data in zip(heads, records["data"], strict=True):
+                    header = ismrmrd.WaveformHeader.from_buffer_copy(head)
+                    shape = (header.channels, header.number_of_samples)
+                    yield ismrmrd.Waveform(
+                        header, self._shaped(data.astype(np.uint32, copy=False), shape, "waveform")
+                    )
 
     def images(self, name: str | None = None) -> Iterator[ismrmrd.Image]:
         """Yield the images of one sub-group, or of all of them in the order of their series."""
         for group in self.image_groups if name is None else [name]:
-            parts = self._group[group]
-            for index in range(len(parts["data"])):
-                head = np.zeros(1, image_header_dtype)
-                _copy_fields(parts["header"][index : index + 1], head)
-                header = ismrmrd.ImageHeader.from_buffer_copy(head)
-                data = parts["data"][index]
-                if data.dtype.names:  # complex numbers are kept as pairs
-                    real, imaginary = data.dtype.names
-                    data = (data[real] + 1j * data[imaginary]).astype(IMAGE_DTYPES[header.data_type])
-                attributes = np.ravel(parts["attributes"][index])[0] if "attributes" in parts else ""
-                if isinstance(attributes, bytes):
-                    attributes = attributes.decode("utf-8", "replace")
-                yield make_image(header, attributes, np.ascontiguousarray(data))
+            with self._reading(group):
+                parts = self._group[group]
+                for index in range(len(parts["data"])):
+                    yield self._image(parts, index)
+
+    def _image(self, parts: h5py.Group, index: int) -> ismrmrd.Image:
+        head = np.zeros(1, image_header_dtype)
+        _copy_fields(parts["header"][index : index + 1], head)
+        header = ismrmrd.ImageHeader.from_buffer_copy(head)
+        data = parts["data"][index]
+        if data.dtype.names:  # complex numbers are kept as pairs
+            real, imaginary = data.dtype.names
+            data = (data[real] + 1j * data[imaginary]).astype(IMAGE_DTYPES[header.data_type])
+        attributes = np.ravel(parts["attributes"][index])[0] if "attributes" in parts else ""
+        if isinstance(attributes, bytes):
+            attributes = attributes.decode("utf-8", "replace")
+        return make_image(header, attributes, np.ascontiguousarray(data))
 
     def _shaped(self, values: np.ndarray, shape: tuple[int, int], what: str) -> np.ndarray:
         if values.size != shape[0] * shape[1]:
@@ -339,7 +362,8 @@ class MrdWriter:
         name, further = f"image_{series}", 0
         while name in self._group:
             existing = self._group[name]["data"]
-            if existing.shape[1:] == data.shape and existing.dtype == data.dtype:
+            fits = existing.shape[1:] == data.shape and existing.dtype == data.dtype
+            if fits and existing.maxshape[0] is None:  # other programs write groups that cannot grow
                 return self._group[name]
             further += 1
             name = f"image_{series}_{further}"
@@ -349,7 +373,7 @@ class MrdWriter:
                 series, "x".join(map(str, data.shape)), data.dtype, name,
             )  # fmt: skip
         parts = self._group.create_group(name)
-        chunks = (1, *(max(1, extent) for extent in data.shape))
+        chunks = (1, *data.shape) if data.size else True
         parts.create_dataset("data", (0, *data.shape), data.dtype, maxshape=(None, *data.shape), chunks=chunks)
         parts.create_dataset("header", (0,), image_header_dtype, maxshape=(None,), chunks=(BATCH,))
         parts.create_dataset("attributes", (0,), TEXT, maxshape=(None,), chunks=(BATCH,))

@@ -6,6 +6,7 @@ unknown or out of their list of values). Such a header is still a header: what i
 
 import dataclasses
 import logging
+import re
 import warnings
 from typing import Any
 
@@ -20,6 +21,9 @@ from codec import has_document_type
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
+
+# The root element, behind comments and processing instructions; possessive, so that no text makes it try again.
+_IS_HEADER = re.compile(r"(?>\s+|<!--(?>.*?-->)|<\?(?>.*?\?>))*+<(?:[\w.-]++:)?ismrmrdHeader[\s/>]", re.DOTALL)
 
 # A value outside its list stays text; the lenient reading below reports it, so xsdata need not warn as well.
 warnings.filterwarnings("ignore", category=ConverterWarning)
@@ -58,12 +62,14 @@ def parse_header(text: str) -> xsd.ismrmrdHeader | str:
         The header; the unchanged text when it is no XML, has another root element than ``ismrmrdHeader``, or declares
         a document type (no MRD header does, and entities are a known attack).
     """
-    if has_document_type(text) or "ismrmrdHeader" not in text:
+    if has_document_type(text):
         return text
     # The text has been decoded already, so an encoding named in its declaration no longer holds.
     xml = text.lstrip("\ufeff \t\r\n")
     if xml.startswith("<?xml"):
         xml = xml.partition("?>")[2]
+    if not _IS_HEADER.match(xml):
+        return text
     if NAMESPACE not in xml:
         xml = xml.replace("<ismrmrdHeader", f'<ismrmrdHeader xmlns="{NAMESPACE}"', 1)
     try:

@@ -107,6 +107,8 @@ def _open_stream(path: Path, waveforms: bool) -> Source:
     stream = path.open("rb")
     try:
         opening, rest = _split_opening(_checked_messages(path, stream))
+        if rest is None:
+            raise MrdFileError(f"{path} holds neither readouts nor images to send")
     except BaseException:
         stream.close()
         raise
@@ -126,8 +128,8 @@ def _checked_messages(path: Path, stream: BinaryIO) -> Iterator[Message]:
         raise MrdFileError(f"{path} is no MRD .h5 file, and as an ISMRMRD stream it breaks off: {error}") from error
 
 
-def _split_opening(messages: Iterator[Message]) -> tuple[dict[MessageId, Any], Iterator[Item]]:
-    """Opening messages by identifier, and the data that follow them; texts between data are dropped."""
+def _split_opening(messages: Iterator[Message]) -> tuple[dict[MessageId, Any], Iterator[Item] | None]:
+    """Opening messages by identifier, and the data that follow them, if any; texts between data are dropped."""
     opening: dict[MessageId, Any] = {}
     data = (MessageId.ISMRMRD_ACQUISITION, MessageId.ISMRMRD_IMAGE, MessageId.ISMRMRD_WAVEFORM)
     for message in messages:
@@ -135,4 +137,4 @@ def _split_opening(messages: Iterator[Message]) -> tuple[dict[MessageId, Any], I
             rest = (later.content for later in messages if later.identifier in data)
             return opening, itertools.chain([message.content], rest)
         opening[message.identifier] = message.content
-    return opening, iter(())
+    return opening, None

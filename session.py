@@ -149,7 +149,7 @@ class Session:
                 self._record(held)
             else:
                 connection.observe(None)
-        logger.info("%s: config '%s' runs %s", self.name, name[:100], self._module)
+        logger.info("%s: config %.100r runs %s", self.name, name, self._module)
         process(connection, config.content if parameters is None else parameters, metadata)
 
     def _receive_config(self) -> Message | None:
@@ -213,7 +213,7 @@ class Session:
             default = self._options.default_config
             self._tell(
                 MRD_LOGGING_WARNING,
-                f"there is no module '{name[:100]}' (a file {name[:100]}.py with a function process, in "
+                f"there is no module {name[:100]!r} (a file of that name with .py, which defines process, in "
                 f"{', '.join(map(str, self._loader.folders))}): the default config '{default}' runs instead",
             )
             process = self._find(default)
@@ -222,7 +222,7 @@ class Session:
         return process
 
     def _find(self, name: str) -> Process | None:
-        self._module = name[:100]
+        self._module = repr(name[:100]).strip("'")  # for log lines, which a name must not be able to forge
         return BUILT_IN.get(name) or self._loader.load(name)
 
     # ---- recording and ending --------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from ismrmrd.serialization import ProtocolDeserializer, ProtocolSerializer
 
+from codec import Limits
+from connection import Connection
 from server import Server, ServerOptions
 from session import SessionOptions
 
@@ -340,3 +342,62 @@ class Running:
         if self._error is not None:
             raise self._error
         return self._value
+
+
+# ---- a connection and its peer -------------------------------------------------------------------------------------
+
+
+class WatchedSocket:
+    """A socket that tells when somebody is about to wait in it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.receiving = threading.Event()
+        self.sending = threading.Event()
+        self.writes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def recv_into(self, buffer: Any) -> int:
+        self.receiving.set()
+        return self._socket.recv_into(buffer)
+
+    def sendmsg(self, buffers: list) -> int:
+        self.writes += 1
+        self.sending.set()
+        return self._socket.sendmsg(buffers)
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    return ours, theirs
+
+
+Pair = tuple[Connection, Peer]
+
+
+@pytest.fixture
+def pair(no_leaks) -> Iterator[Callable[..., Pair]]:
+    """Connection under test and its peer: ``pair(timeout=..., limits=..., tcp=True)``."""
+    opened: list[Any] = []
+
+    def open_pair(timeout: float = PATIENCE, limits: Limits | None = None, tcp: bool = False) -> Pair:
+        ours, theirs = tcp_pair() if tcp else socket.socketpair()
+        ours.settimeout(timeout)
+        opened.extend([Connection(WatchedSocket(ours), limits), Peer(theirs)])
+        return opened[-2], opened[-1]
+
+    yield open_pair
+    for side in opened:
+        side.close()
+
+
+def watched(connection: Connection) -> WatchedSocket:
+    return connection._socket
+
+
+def wait_for(event: threading.Event) -> None:
+    assert event.wait(PATIENCE)

@@ -6,10 +6,10 @@ import subprocess
 import h5py
 import numpy as np
 import pytest
-from conftest import PATIENCE
 
 import client
 import main
+from conftest import PATIENCE
 from mrdfile import MrdReader
 
 
