@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 BEHIND = 0.5  # a reconstruction this much behind the scan says so [s]
+CATCH_UP = 3.0  # after the first readout: time to work off what came in during the set-up [s]
 
 
 class LatencyLedger:
@@ -14,8 +15,8 @@ class LatencyLedger:
     ----------
     warn : callable
         Called once, with a text, when a readout had to wait for longer than `BEHIND` and is late against the scan's own
-        time stamps by as much. (A file that is sent faster than it was acquired makes readouts wait, too, but it does
-        not make them late.)
+        time stamps by as much. (A file that is sent faster than it was acquired makes readouts wait, too, but not
+        late.)
     clock : callable
         Time in seconds [s].
     """
@@ -24,8 +25,8 @@ class LatencyLedger:
         self._warn = warn
         self._clock = clock
         self._told = False
-        self._offset = math.inf  # smallest difference between arrival and time stamp: that of an undelayed readout
         self._first_arrival: float | None = None
+        self._first_stamp = 0.0
         self._last_sent = 0.0
         self.latencies: list[float] = []
         self.received = self.processed = self.largest_backlog = 0
@@ -54,10 +55,12 @@ class LatencyLedger:
         """
         self.processed += 1
         self.largest_backlog = max(self.largest_backlog, self.received - self.processed)
-        self._offset = min(self._offset, arrival - stamp)
+        if self.processed == 1:
+            self._first_stamp = stamp
         now = self._clock()
-        behind = min(now - arrival, now - stamp - self._offset)
-        if behind > BEHIND and self.latencies and not self._told:
+        elapsed = now - (self._first_arrival or now)
+        behind = min(now - arrival, elapsed - (stamp - self._first_stamp))
+        if behind > BEHIND and elapsed > CATCH_UP and not self._told:
             self._told = True
             self._warn(
                 f"the reconstruction is {behind:.1f} s behind the scan, {self.received - self.processed} readouts wait"
