@@ -32,7 +32,7 @@ from trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
 
-READOUTS_WAITING = 4096  # that may wait while the reconstruction is busy; then the sender has to wait
+READOUTS_WAITING = 1024  # that may wait while the reconstruction is busy, some seconds; then the sender has to wait
 FRAMES_WAITING = 64
 
 
