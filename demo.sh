@@ -9,19 +9,25 @@ port=${PORT:-9042}
 mkdir -p "$folder"
 rm -f "$folder"/*.h5 "$folder"/*.gif "$folder"/*.png
 
-echo "1. A phantom: raw data of 8 coils"
+echo "1. Raw data: a phantom, Cartesian, and a beating, breathing chest, spiral"
 .venv/bin/python generate_cartesian_shepp_logan_dataset.py -m 192 -c 8 -n 0.02 -o "$folder/phantom_raw.h5"
+.venv/bin/python generate_spiral_dataset.py --arms 480 -o "$folder/spiral_raw.h5"
 
 echo "2. The server, on port $port; its log is $folder/server.log"
 .venv/bin/python main.py -v -p "$port" -l "$folder/server.log" >/dev/null &
 server=$!
 trap 'kill $server 2>/dev/null; wait $server 2>/dev/null || true' EXIT
 
-echo "3. The client sends the raw data and keeps the images"
-.venv/bin/python client.py -p "$port" -c simplefft -G dataset -o "$folder/phantom_img.h5" "$folder/phantom_raw.h5" \
-    2>"$folder/client.log" || { cat "$folder/client.log" >&2; exit 1; }
+echo "3. The client sends them and keeps the images"
+reconstruct() { # config, name
+    .venv/bin/python client.py -p "$port" -c "$1" -G dataset -o "$folder/$2_img.h5" "$folder/$2_raw.h5" \
+        2>"$folder/client.log" || { cat "$folder/client.log" >&2; exit 1; }
+}
+reconstruct simplefft phantom
+reconstruct simplenufft1arm spiral
 
-echo "4. Pictures of them"
+echo "4. Pictures of them: an image, and a movie"
 .venv/bin/python mrd2gif.py --png "$folder/phantom_img.h5"
+.venv/bin/python mrd2gif.py "$folder/spiral_img.h5"
 
-echo "Done. Look at the picture above, or at the images in $folder/phantom_img.h5."
+echo "Done. Look at the two pictures named above."
