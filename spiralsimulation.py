@@ -1,0 +1,367 @@
+"""A spiral scan of a beating, breathing chest, simulated readout by readout.
+
+The k-space is exact (closed form), so that a reconstruction can be compared with the truth. A density of 1 is pixel
+value 1: samples are what the discrete Fourier sum over the pixels of a fine enough image would give::
+
+    simulation = simulate(design_spiral(SpiralDesign()), Scan(readouts=336, coils=8))
+    for item in simulation.items(): ...                # acquisitions and waveforms in the order of time
+    simulation.truth.frames([range(0, 7), range(7, 14)])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import ismrmrd
+import ismrmrd.xsd
+import numpy as np
+from numpy.typing import NDArray
+
+import spiralphysiology
+from GIRF import predict_trajectory, rotation_to_physical
+from mrdhelper import SECONDS_PER_TICK
+from mrdsource import in_time_order
+from phantom import Ellipse
+from spiralphantom import array_coils, as_parameters, moving_kspace
+from spiraltruth import Truth
+from trajectory import SIGNATURE_PARAMETER, Trajectory
+
+ECHO_TIME = 0.91e-3  # [s]
+SLICE_THICKNESS = 6e-3  # [m]
+SLICE_SPACING = 9e-3  # [m]
+FIRST_TIME_STAMP = 12 * 3600 * 400  # of the first imaging readout: noon [ticks]
+NOISE_SCAN_LEAD = 0.5  # [s] before the first imaging readout
+POINT_RADIUS = 1.5  # pixels
+BATCH = 32  # readouts computed at once
+MAX_COUNTER = 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What to simulate; the trajectory comes apart.
+
+    Attributes
+    ----------
+    readouts
+        Imaging readouts, of all slices together.
+    tr
+        Time from readout to readout [s].
+    coils
+        Number of coils.
+    noise
+        Standard deviation of real and of imaginary part of a coil's image gridded from every arm of the metafile once;
+        density is 1 in the heart's blood.
+    slices, interleaved
+        Number of slices; whether the slice changes with every readout or they follow one another.
+    rotation
+        Angles [degree] by which the readout axes are turned about the patient's x, then y, then z axis.
+    position
+        Centre of the slices in patient coordinates [mm].
+    patient_position
+        One of the keys of `GIRF.PATIENT_TO_DEVICE`.
+    girf
+        Gradient impulse response complex [frequencies, 3] that distorts the trajectory; None for ideal gradients.
+    remove_oversampling
+        Keep every second sample.
+    still
+        Nothing moves.
+    point
+        Place (x, y) [mm] of a small disc in place of the chest.
+    heart_rate, breathing_rate
+        Mean rates [1/min].
+    waveforms
+        Whether there are ECG and pilot tone.
+    pilot_tone_delay
+        By how much the pilot tone's triggers come late [s].
+    noise_scan, dummies
+        Whether a noise readout comes first; number of dummy readouts before the first imaging one.
+    lost
+        Number of imaging readouts that are lost on the way.
+    seed
+        Of the random numbers.
+    """
+
+    readouts: int = 1150
+    tr: float = 5.74e-3
+    coils: int = 8
+    noise: float = 0.002
+    slices: int = 1
+    interleaved: bool = True
+    rotation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    position: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    patient_position: str = "HFS"
+    girf: NDArray[np.complex128] | None = None
+    remove_oversampling: bool = False
+    still: bool = False
+    point: tuple[float, float] | None = None
+    heart_rate: float = 84.0
+    breathing_rate: float = 18.0
+    waveforms: bool = True
+    pilot_tone_delay: float = 0.15
+    noise_scan: bool = False
+    dummies: int = 0
+    lost: int = 0
+    seed: int = 0
+
+
+def readout_axes(rotation: Sequence[float]) -> NDArray[np.float64]:
+    """read_dir, phase_dir and slice_dir as rows [3, 3] for the angles [degree] of `Scan.rotation`."""
+    (cx, cy, cz), (sx, sy, sz) = np.cos(np.radians(rotation)), np.sin(np.radians(rotation))
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return (about_z @ about_y @ about_x).T
+
+
+def make_header(trajectory: Trajectory, scan: Scan) -> ismrmrd.xsd.ismrmrdHeader:
+    """MRD header of a scan."""
+    xsd = ismrmrd.xsd
+    size, extent = trajectory.matrix_size(), 1e3 * trajectory.image_fov()
+    space = xsd.encodingSpaceType(
+        matrixSize=xsd.matrixSizeType(x=size, y=size, z=1),
+        fieldOfView_mm=xsd.fieldOfViewMm(x=extent, y=extent, z=1e3 * SLICE_THICKNESS),
+    )
+    limits = {"kspace_encoding_step_1": trajectory.arms, "slice": scan.slices}
+    encoding = xsd.encodingType(
+        trajectory=xsd.trajectoryType.SPIRAL,
+        encodedSpace=space,
+        reconSpace=space,
+        encodingLimits=xsd.encodingLimitsType(
+            **{name: xsd.limitType(minimum=0, maximum=count - 1, center=0) for name, count in limits.items()}
+        ),
+    )
+    return xsd.ismrmrdHeader(
+        version=1,
+        measurementInformation=xsd.measurementInformationType(
+            measurementID="spiral_phantom",
+            patientPosition=xsd.patientPositionType(scan.patient_position),
+            protocolName="spiral phantom",
+        ),
+        # The vendor whose orientation the data has: pixels show -x and -y.
+        acquisitionSystemInformation=xsd.acquisitionSystemInformationType(
+            systemVendor="SIEMENS", systemModel="simulation", systemFieldStrength_T=0.55, receiverChannels=scan.coils
+        ),
+        experimentalConditions=xsd.experimentalConditionsType(H1resonanceFrequency_Hz=23_616_000),
+        encoding=[encoding],
+        sequenceParameters=xsd.sequenceParametersType(TR=[1e3 * scan.tr], TE=[1e3 * ECHO_TIME]),
+        userParameters=xsd.userParametersType(
+            userParameterString=[
+                xsd.userParameterStringType(name="Simulation", value="closed-form ellipses"),
+                xsd.userParameterStringType(name=SIGNATURE_PARAMETER, value=trajectory.file.stem),
+            ]
+        ),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """A scan that can be played: nothing large is kept, readouts are computed as they are asked for.
+
+    Attributes
+    ----------
+    trajectory, scan
+        What is simulated.
+    header
+        MRD header.
+    truth
+        What the readouts look at.
+    physiology
+        Heartbeats and breaths.
+    """
+
+    trajectory: Trajectory
+    scan: Scan
+    header: ismrmrd.xsd.ismrmrdHeader
+    truth: Truth
+    physiology: spiralphysiology.Physiology
+
+    def items(self) -> Iterator[ismrmrd.Acquisition | ismrmrd.Waveform]:
+        """Yield readouts, and packets of waveforms as soon as they are complete."""
+        return in_time_order(self.acquisitions(), self.waveforms(), _end)
+
+    def waveforms(self) -> Iterator[ismrmrd.Waveform]:
+        """Yield the packets of ECG and pilot tone in the order in which they are complete."""
+        scan = self.scan
+        if not scan.waveforms:
+            return
+        random_ecg, random_pilot = (np.random.default_rng([scan.seed, stream]) for stream in (2, 3))
+        duration = scan.readouts * scan.tr
+        start = FIRST_TIME_STAMP
+        streams = [
+            spiralphysiology.ecg(self.physiology, duration, start, random_ecg),
+            spiralphysiology.pilot_tone(
+                self.physiology, scan.readouts, scan.tr, scan.pilot_tone_delay, start, random_pilot
+            ),
+        ]
+        packets = [(next(stream), stream) for stream in streams]
+        while packets:
+            waveform, stream = packet = min(packets, key=lambda pair: _end(pair[0]))
+            packets.remove(packet)
+            yield waveform
+            packets += [(following, stream) for following in [next(stream, None)] if following is not None]
+
+    def acquisitions(self) -> Iterator[ismrmrd.Acquisition]:
+        """Yield the readouts in the order of time."""
+        scan, truth, random = self.scan, self.truth, np.random.default_rng([self.scan.seed, 1])
+        deviation = scan.noise * sample_noise(self.trajectory) / (math.sqrt(2) if scan.remove_oversampling else 1)
+        whole = np.concatenate([np.zeros((truth.actual_k.shape[0], self.trajectory.pre_discard, 2)), truth.actual_k], 1)
+        # The receiver's filter settles while samples are discarded.
+        gain = np.minimum(np.arange(1, whole.shape[1] + 1) / (self.trajectory.pre_discard + 1), 1).astype(np.float32)
+        step = 2 if scan.remove_oversampling else 1
+        whole, gain = whole[:, ::step], gain[::step]
+
+        def noise() -> NDArray[np.complex64]:
+            shape = (scan.coils, gain.size, 2)
+            return np.float32(deviation) * random.standard_normal(shape, np.float32).view(np.complex64)[..., 0]
+
+        if scan.noise_scan:
+            yield self._readout(noise(), 1, -NOISE_SCAN_LEAD, [ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
+        for n in range(scan.dummies):
+            lead = (n - scan.dummies) * scan.tr
+            yield self._readout(noise(), scan.noise_scan + 1 + n, lead, [ismrmrd.ACQ_IS_DUMMYSCAN_DATA])
+        for begin in range(0, scan.readouts, BATCH):
+            part = slice(begin, begin + BATCH)
+            signal = moving_kspace(truth.ellipses(part), whole[truth.column[part]], truth.coils)
+            signal *= gain / np.float32(truth.pixel**2)
+            for n, samples in enumerate(signal, start=begin):
+                if truth.received[n]:
+                    yield self._imaging_readout(n, samples + noise())
+
+    def _imaging_readout(self, n: int, samples: NDArray[np.complex64]) -> ismrmrd.Acquisition:
+        truth, number = self.truth, int(self.truth.slice[n])
+        step = self.scan.slices if self.scan.interleaved else 1  # readouts until the next of the same slice
+        flags = []
+        if n < step or truth.slice[n - step] != number:
+            flags.append(ismrmrd.ACQ_FIRST_IN_SLICE)
+        if n + step >= self.scan.readouts or truth.slice[n + step] != number:
+            flags.append(ismrmrd.ACQ_LAST_IN_SLICE)
+        if n == self.scan.readouts - 1:
+            flags.append(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
+        acquisition = self._readout(samples, int(truth.scan_counter[n]), float(truth.time[n]), flags)
+        acquisition.idx.kspace_encode_step_1 = int(truth.column[n])
+        acquisition.idx.slice = number
+        acquisition.idx.repetition = n // self.trajectory.arms % MAX_COUNTER
+        beat = np.searchsorted(self.physiology.beats, truth.time[n], side="right") - 1
+        acquisition.physiology_time_stamp[0] = round((truth.time[n] - self.physiology.beats[beat]) / SECONDS_PER_TICK)
+        offset = 1e3 * SLICE_SPACING * (number - (self.scan.slices - 1) / 2) * np.array(acquisition.slice_dir)
+        acquisition.position = tuple(np.array(self.scan.position) + offset)
+        return acquisition
+
+    def _readout(
+        self, data: NDArray[np.complex64], counter: int, seconds: float, flags: Sequence[int]
+    ) -> ismrmrd.Acquisition:
+        """Readout with what all of them share in its header; data [coil, sample], `seconds` after the first one."""
+        acquisition = ismrmrd.Acquisition.from_array(data)
+        acquisition.scan_counter = counter
+        acquisition.acquisition_time_stamp = FIRST_TIME_STAMP + round(seconds / SECONDS_PER_TICK)
+        acquisition.center_sample = self.trajectory.pre_discard // (2 if self.scan.remove_oversampling else 1)
+        acquisition.sample_time_us = 1e6 * self.trajectory.dwell * (2 if self.scan.remove_oversampling else 1)
+        acquisition.read_dir, acquisition.phase_dir, acquisition.slice_dir = map(
+            tuple, readout_axes(self.scan.rotation).tolist()
+        )
+        acquisition.position = self.scan.position
+        for coil in range(self.scan.coils):
+            acquisition.setChannelActive(coil)
+        for flag in flags:
+            acquisition.set_flag(flag)
+        return acquisition
+
+
+def _end(waveform: ismrmrd.Waveform) -> float:
+    """Time stamp at which a packet is complete [ticks]."""
+    return waveform.time_stamp + waveform.number_of_samples * 1e-6 * waveform.sample_time_us / SECONDS_PER_TICK
+
+
+def sample_noise(trajectory: Trajectory) -> float:
+    """Standard deviation of a sample's noise that gives 1 in an image gridded from every arm once.
+
+    That image is the weighted adjoint transform, times the part of k-space that a unit of weight stands for.
+    """
+    weights = np.broadcast_to(trajectory.weights, trajectory.k.shape[:2])
+    edge = np.linalg.norm(trajectory.k, axis=-1).max() * trajectory.resolution  # [1/pixel]
+    return weights.sum() / (np.pi * edge**2 * math.sqrt((weights**2).sum()))
+
+
+def simulate(trajectory: Trajectory, scan: Scan) -> Simulation:
+    """Prepare a scan.
+
+    Raises
+    ------
+    ValueError
+        Trajectory and scan do not fit, or a number makes no sense; says which.
+    GirfError
+        The gradient response cannot be used.
+    """
+    check(trajectory, scan)
+    random = np.random.default_rng([scan.seed, 0])
+    physiology = dataclasses.replace(
+        spiralphysiology.make_physiology(
+            scan.readouts * scan.tr, random, scan.heart_rate, scan.breathing_rate, scan.tr
+        ),
+        still=scan.still or scan.point is not None,
+    )
+    number = np.arange(scan.readouts)
+    pixel = trajectory.resolution
+    state = physiology.state(number * scan.tr)
+    slices = number % scan.slices if scan.interleaved else number * scan.slices // scan.readouts
+    received = np.ones(scan.readouts, bool)
+    received[1 + random.choice(scan.readouts - 2, scan.lost, replace=False)] = False
+    k = trajectory.k
+    if scan.girf is not None:
+        rotation = rotation_to_physical(*readout_axes(scan.rotation), scan.patient_position)
+        k = predict_trajectory(k, scan.girf, trajectory.dwell, rotation)
+    still_object = np.zeros((0, 6))
+    if scan.point is not None:
+        x, y = (1e-3 * value for value in scan.point)
+        still_object = as_parameters(Ellipse(x, y, POINT_RADIUS * pixel, POINT_RADIUS * pixel, 0, 1))
+    truth = Truth(
+        matrix=trajectory.matrix_size(),
+        pixel=pixel,
+        coils=array_coils(scan.coils, trajectory.image_fov()),
+        time=number * scan.tr,
+        scan_counter=scan.noise_scan + scan.dummies + 1 + number,
+        column=number % trajectory.arms,
+        slice=slices,
+        received=received,
+        cardiac_phase=state.cardiac_phase,
+        respiratory_phase=state.respiratory_phase,
+        contraction=state.contraction,
+        inhalation=state.inhalation,
+        level=np.linspace(-1, 1, scan.slices) if scan.slices > 1 else np.zeros(1),
+        beats=physiology.beats,
+        actual_k=k,
+        still_object=still_object,
+    )
+    return Simulation(trajectory, scan, make_header(trajectory, scan), truth, physiology)
+
+
+def check(trajectory: Trajectory, scan: Scan) -> None:
+    """Raise a ValueError that says what is wrong unless trajectory and scan fit each other and make sense."""
+    for name, lowest, highest in (
+        ("readouts", 4, 10_000_000),
+        ("coils", 1, 1024),
+        ("slices", 1, MAX_COUNTER),
+        ("dummies", 0, 1_000_000),
+        ("lost", 0, scan.readouts - 2),
+        ("noise", 0, math.inf),
+        ("heart_rate", 10, 300),
+        ("breathing_rate", 2, 60),
+        ("pilot_tone_delay", 0, 1),
+    ):
+        value = getattr(scan, name)
+        if not lowest <= value <= highest:
+            raise ValueError(f"{name} is {value:g}, must be {lowest} to {highest}")
+    duration = trajectory.readout_length * trajectory.dwell
+    if not scan.tr > duration:
+        raise ValueError(f"a TR of {1e3 * scan.tr:g} ms is too short for readouts of {1e3 * duration:g} ms")
+    if scan.slices > scan.readouts:
+        raise ValueError(f"{scan.readouts} readouts are too few for {scan.slices} slices")
+    if not 8 <= trajectory.readout_length < MAX_COUNTER:
+        raise ValueError(f"a readout would have {trajectory.readout_length} samples, must be 8 to {MAX_COUNTER - 1}")
+    if scan.remove_oversampling and trajectory.readout_length % 2:
+        raise ValueError(
+            f"{trajectory.readout_length} samples cannot be halved: change pre_discard by one to remove oversampling"
+        )
