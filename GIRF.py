@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from matfile import MatFileError, read_mat
+from trajectory import ring_areas
 
 if TYPE_CHECKING:
     import ismrmrd
@@ -283,6 +284,9 @@ def correct_trajectory(
 ) -> Trajectory:
     """Return the trajectory with the predicted k-space for the orientation of a readout.
 
+    The density weights follow: where the gradients came late, the centre is sampled more densely than was planned. They
+    are multiplied by the ratio of the ring areas of predicted and nominal mean radius.
+
     Call it before `Trajectory.fitted_to`, on the receiver's own raster.
 
     Raises
@@ -294,4 +298,6 @@ def correct_trajectory(
     deviation = float(np.linalg.norm(predicted - trajectory.k, axis=-1).max())
     logger.info("Gradient correction moves k-space by up to %.2f 1/m, %.2f / field of view", deviation,
                 deviation * trajectory.fov)  # fmt: skip
-    return dataclasses.replace(trajectory, k=predicted)
+    nominal, real = (ring_areas(np.linalg.norm(k, axis=-1).mean(axis=0)) for k in (trajectory.k, predicted))
+    ratio = np.divide(np.maximum(real, 0), nominal, out=np.ones_like(real), where=nominal > 0)
+    return dataclasses.replace(trajectory, k=predicted, weights=trajectory.weights * ratio)

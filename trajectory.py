@@ -150,6 +150,22 @@ class Trajectory:
         return acquisition.data[:, self.pre_discard :]
 
 
+def ring_areas(radius: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Area of k-space, over pi, between the radii half-way to the neighbours of each sample, [samples].
+
+    A sample of evenly turned arms stands for its share of this ring: the density compensation, but for a factor.
+    Beyond the last sample the ring is taken as wide as before it.
+
+    Parameters
+    ----------
+    radius
+        Distance of each sample from the centre [samples] [1/m].
+    """
+    middle = (radius[1:] + radius[:-1]) / 2
+    edges = np.concatenate(([0], middle, [2 * radius[-1] - middle[-1]]))
+    return np.diff(edges**2)
+
+
 # --- Finding and reading --------------------------------------------------------------------------------------------
 
 
