@@ -22,7 +22,7 @@ __all__ = ["KSpacePlane", "is_imaging", "root_sum_of_squares", "sort_readouts", 
 
 logger = logging.getLogger(__name__)
 
-MAX_POINTS = 2**30  # complex numbers in one k-space (8 GiB)
+MAX_POINTS = 2**28  # complex numbers in one k-space (2 GiB, and as much again in each step to the image)
 
 READOUT_AXIS, PHASE_ENCODE_AXIS = 2, 1  # of [channel, phase encode, readout, phase]
 
@@ -139,7 +139,7 @@ def _repetitions(items: Iterable[Any], metadata: Any, waiting: dict[int, dict[Ke
             raise TypeError("got an image; a Cartesian reconstruction needs raw data (readouts)")
         if not isinstance(item, ismrmrd.Acquisition) or not is_imaging(item):
             continue
-        channels = channels or item.active_channels
+        channels = item.active_channels if channels is None else channels
         if item.active_channels != channels:
             raise ValueError(
                 f"readout with scan_counter {item.scan_counter} has {item.active_channels} channels; "

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ismrmrd
 import numpy as np
 
 from codec import MrdError
+from commandline import number
 from connection import Connection
 from constants import MessageId
 from mrdfile import MrdFileError, MrdWriter
@@ -119,37 +120,31 @@ class _Receiver(threading.Thread):
         self._result = result
         self._header = header
         self._shapes: dict[int, tuple[int, ...]] = {}
-        self.closed_properly = False
 
     def run(self) -> None:
-        writer = None
         try:
-            while True:
-                message = self._connection.receive()
-                if message.identifier == MessageId.CLOSE:
-                    self.closed_properly = True
-                    break
-                if isinstance(message.content, str):
-                    self._take_text(message.content)
-                    continue
-                if writer is None:
-                    writer = MrdWriter(self._result.output, self._result.group)
-                    writer.write_header(self._header or "")
-                writer.write(self._fixed(message.content))
-        except (MrdError, OSError) as error:
+            with _Output(self._result.output, self._result.group, self._header) as output:
+                while (message := self._connection.receive()).identifier != MessageId.CLOSE:
+                    if isinstance(message.content, str):
+                        self._take_text(message.content)
+                    else:
+                        output.write(self._fixed(message.content))
+        except MrdError as error:
             self._result.errors.append(f"the session broke off: {error}")
-        finally:
-            if writer is not None:
-                writer.close()
+        except Exception as error:  # noqa: BLE001 -- whatever keeps images from being kept is an error of the session
+            self._result.errors.append(f"what came back could not be kept in {self._result.output}: {error}")
+            self._connection.abort()
 
     def _take_text(self, text: str) -> None:
         word, _, rest = text.partition(" ")
         level = logging.getLevelNamesMapping().get(word)
         if level is None:
             level, rest = logging.INFO, text
-        logger.log(level, "server: %s", rest.strip())
+        # Whatever a server sends must not steer the terminal.
+        rest = "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in rest.strip())
+        logger.log(level, "server: %s", rest)
         if level >= logging.ERROR:
-            self._result.errors.append(rest.strip().splitlines()[0] if rest.strip() else "an error without text")
+            self._result.errors.append(rest.splitlines()[0] if rest else "an error without text")
 
     def _fixed(self, item: Any) -> Any:
         if not (self._options.fix_transposed and isinstance(item, ismrmrd.Image)):
@@ -159,6 +154,27 @@ class _Receiver(threading.Thread):
             return item
         logger.warning("Image %d of series %d is transposed to fit", item.image_index, item.image_series_index)
         return ismrmrd.Image(item.getHead(), meta=item.meta, data=np.ascontiguousarray(item.data.swapaxes(2, 3)))
+
+
+class _Output:
+    """Output file, opened only when there is something to write, so that a session without images leaves no file."""
+
+    def __init__(self, path: Path, group: str, header: str | None) -> None:
+        self._path, self._group, self._header = path, group, header
+        self._writer: MrdWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, item: Any) -> None:
+        if self._writer is None:
+            self._writer = MrdWriter(self._path, self._group)
+            self._writer.write_header(self._header or "")
+        self._writer.write(item)
 
 
 def connect(address: str, port: int, timeout: float) -> socket.socket:
@@ -194,7 +210,7 @@ def json_parameters(options: ClientOptions, of_file: str | None) -> str | None:
     """
     local = Path(f"{options.config}.json")
     if options.config_file is None and local.is_file():
-        text, where = local.read_text("utf-8"), str(local)
+        text, where = _read_text(local), str(local)
         if of_file:
             logger.warning("%s replaces the JSON parameters of the input file", local)
     elif of_file:
@@ -203,7 +219,7 @@ def json_parameters(options: ClientOptions, of_file: str | None) -> str | None:
         return None
     try:
         parameters = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ClientError(f"the JSON parameters of {where} cannot be read: {error}") from error
     if not isinstance(parameters, dict):
         raise ClientError(f"the JSON parameters of {where} are to be an object: {{\"parameters\": {{...}}}}")
@@ -228,7 +244,7 @@ def run(options: ClientOptions) -> Result:
     start = time.monotonic()
     with open_source(options.source, options.in_group, options.send_waveforms) as source:
         parameters = json_parameters(options, source.json_parameters)
-        config_text = None if options.config_file is None else _read_config_file(options.config_file)
+        config_text = None if options.config_file is None else _read_text(options.config_file)
         connection = Connection(connect(options.address, options.port, options.timeout))
         receiver = _Receiver(connection, options, result, source.header_xml)
         receiver.start()
@@ -264,14 +280,19 @@ def _output_path(options: ClientOptions) -> Path:
         raise ClientError(f"the output would overwrite the input {options.source}: name another with -o")
     if not output.absolute().parent.is_dir():
         raise ClientError(f"there is no folder {output.absolute().parent} for the output")
+    # What would keep the images from being written is better known before the scan than after it.
+    is_new = not output.exists()
+    MrdWriter(output, None).close()
+    if is_new:
+        output.unlink()
     return output
 
 
-def _read_config_file(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise ClientError(f"the config file {path} cannot be read: {error.strerror}") from error
+        return path.read_text("utf-8-sig")  # some editors put a byte order mark in front
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClientError(f"{path} cannot be read: {error}") from error
 
 
 def _send_items(
@@ -327,7 +348,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("filename", type=Path, help="input: MRD .h5 file or ISMRMRD stream file")
     add("-a", "--address", default="localhost", help="address of the server")
-    add("-p", "--port", type=int, default=9002, help="port of the server")
+    add("-p", "--port", type=number(1, high=65535), default=9002, help="port of the server")
     add("-o", "--outfile", type=Path, help="output file (default: the input's name with _results.h5)")
     add("-g", "--in-group", help="group of the input file (default: the only one)")
     add("-G", "--out-group", help="group of the output file (default: date and time)")
@@ -342,7 +363,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("-v", "--verbose", action="store_true", help="log details")
     add("-l", "--logfile", type=Path, help="log into this file as well")
     add("--quiet", action="store_true", help="print errors only")
-    add("--timeout", type=float, default=3600.0, metavar="SECONDS", help="longest silence of the server")
+    add("--timeout", type=number(0.1, float), default=3600.0, metavar="SECONDS", help="longest silence of the server")
     return parser.parse_args(arguments)
 
 
@@ -363,7 +384,11 @@ def configure_logging(verbose: bool, quiet: bool, logfile: Path | None) -> None:
 def main() -> int:
     """Run the client; returns the exit status."""
     arguments = parse_arguments()
-    configure_logging(arguments.verbose, arguments.quiet, arguments.logfile)
+    try:
+        configure_logging(arguments.verbose, arguments.quiet, arguments.logfile)
+    except OSError as error:
+        print(f"error: the log file cannot be written: {error}", file=sys.stderr)
+        return 1
     options = ClientOptions(
         source=arguments.filename,
         in_group=arguments.in_group,
@@ -396,10 +421,11 @@ def main() -> int:
         import mrd2gif
 
         try:
-            for picture in mrd2gif.convert(result.output, result.group):
-                print(f"picture  {picture}")
+            pictures = mrd2gif.convert(result.output, result.group)
+            if not arguments.quiet:
+                print("\n".join(f"picture  {picture}" for picture in pictures))
         except (OSError, ValueError) as error:
-            logger.warning("no picture could be made: %s", error)
+            result.errors.append(f"no picture could be made: {error}")
     if result.errors:
         print(f"error: {result.errors[0]}", file=sys.stderr)
         return 1

@@ -323,21 +323,3 @@ def encode(identifier: MessageId, content: Any = None) -> list:
     _, write = CODECS[identifier]
     return [IDENTIFIER.pack(identifier), *write(content)]
 
-
-def identifier_of(item: Any) -> MessageId:
-    """Identifier under which an `ismrmrd` object or a text travels.
-
-    Raises
-    ------
-    TypeError
-        If no message carries such an object.
-    """
-    for kind, identifier in (
-        (ismrmrd.Acquisition, MessageId.ISMRMRD_ACQUISITION),
-        (ismrmrd.Image, MessageId.ISMRMRD_IMAGE),
-        (ismrmrd.Waveform, MessageId.ISMRMRD_WAVEFORM),
-        (str, MessageId.TEXT),
-    ):
-        if isinstance(item, kind):
-            return identifier
-    raise TypeError(f"no MRD message carries a {type(item).__name__}: give an acquisition, image, waveform or text")

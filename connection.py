@@ -8,7 +8,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import ismrmrd
@@ -26,6 +26,7 @@ from codec import (
     read_identifier,
 )
 from constants import MessageId
+from debugarrays import discard
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class _SocketStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if time.monotonic() > self.deadline:
-            raise StreamBroken("the time for the peer's remaining data is over")
+            raise StreamBroken("the time that the peer had for this is over")
         try:
             count = self._socket.recv_into(buffer)
         except TimeoutError:
@@ -92,7 +93,10 @@ class Connection:
     is_exhausted : bool
         Whether the peer's messages have ended, by CLOSE or by a break.
     savedata : bool
-        Whether what comes in is being kept; `savedataFolder` and `mrdFilePath` say where, else they are empty.
+        Whether what comes in is being kept, in `savedataFolder`; `mrdFilePath` is the file, else empty.
+    debug : callable
+        ``connection.debug("name", array)`` writes an array for whoever develops a module, if the server was started
+        with ``--debug-folder``; else it does nothing.
     """
 
     def __init__(self, sock: socket.socket, limits: Limits | None = None) -> None:
@@ -109,6 +113,7 @@ class Connection:
         self.savedata = False
         self.savedataFolder = ""
         self.mrdFilePath = ""
+        self.debug: Callable[[str, Any], None] = discard
         self.recvAcqs = self.recvImages = self.recvWaveforms = 0
         self.sentAcqs = self.sentImages = self.sentWaveforms = 0
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -135,6 +140,10 @@ class Connection:
                 except MrdError as error:
                     raise self._broken(error) from None
             return self._next_identifier
+
+    def limit_receiving(self, seconds: float) -> None:
+        """Let receiving end in so many seconds from now, whatever the peer sends until then; infinite lifts it."""
+        self._raw.deadline = time.monotonic() + seconds
 
     def receive(self) -> Message:
         """Take the next message, whatever it is.
@@ -178,6 +187,14 @@ class Connection:
         """Content of the next message; None when the peer has closed (iterate instead, where you can)."""
         with self._receive_lock:
             return None if self.is_exhausted else self.receive().content
+
+    def __next__(self) -> Any:
+        with self._receive_lock:
+            while not self.is_exhausted:
+                message = self.receive()
+                if message.identifier != MessageId.CLOSE:
+                    return message.content
+        raise StopIteration
 
     def __iter__(self) -> Iterator[Any]:
         while not self.is_exhausted:
@@ -257,7 +274,9 @@ class Connection:
 
     def send_image(self, images: ismrmrd.Image | Iterable[ismrmrd.Image | None] | None) -> None:
         """Send an image, or several; None among them is skipped."""
-        for image in [images] if isinstance(images, ismrmrd.Image) else images or []:
+        if images is None:
+            return
+        for image in [images] if isinstance(images, ismrmrd.Image) else images:
             if image is not None:
                 self._send(MessageId.ISMRMRD_IMAGE, image)
                 self.sentImages += 1
@@ -295,7 +314,7 @@ class Connection:
         # A module's thread may still wait in a read; when nothing comes for it, nothing is left unread either.
         if not self._receive_lock.acquire(timeout=min(wait, threading.TIMEOUT_MAX)):
             return
-        self._raw.deadline = time.monotonic() + total
+        self.limit_receiving(total)
         buffer = bytearray(RECEIVE_BUFFER)
         try:
             self._socket.shutdown(socket.SHUT_WR)
@@ -316,7 +335,10 @@ class Connection:
 
         A thread that waits in this connection gets `StreamBroken`.
         """
-        self._socket.settimeout(INTERRUPT_WAIT)
+        try:
+            self._socket.settimeout(INTERRUPT_WAIT)
+        except OSError:
+            return  # the session has ended by itself
         if self._send_lock.acquire(timeout=INTERRUPT_WAIT):  # else a module is stuck in sending to a peer that is stuck
             self._send_lock.release()
             try:

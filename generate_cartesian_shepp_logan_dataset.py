@@ -7,7 +7,7 @@ in an image that is the inverse Fourier transform divided by the number of k-spa
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import ismrmrd.xsd
 import numpy as np
 
 import phantom
+from commandline import number
 from mrdfile import MrdWriter
 
 FIELD_OF_VIEW = 0.3  # [m], of the longer side
@@ -225,19 +226,6 @@ def write(scan: Scan, path: Path, group: str) -> int:
     return count
 
 
-def _whole(minimum: int, maximum: int) -> Callable[[str], int]:
-    """Argument type: a whole number within limits."""
-
-    def convert(text: str) -> int:
-        value = int(text)
-        if not minimum <= value <= maximum:
-            raise argparse.ArgumentTypeError(f"{value} is not within {minimum} to {maximum}")
-        return value
-
-    convert.__name__ = "whole number"
-    return convert
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -246,16 +234,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     default = Scan()
     add = parser.add_argument
-    add("-m", "--matrix", type=_whole(2, 4096), nargs="+", default=[256], metavar="N", help="matrix size: N, or x y")
-    add("-c", "--coils", type=_whole(1, 1024), default=default.coils, help="number of coils")
-    add("-O", "--oversampling", type=_whole(1, 16), default=default.oversampling, help="readout oversampling")
-    add("-r", "--repetitions", type=_whole(1, MAX_COUNTER), default=default.repetitions, help="repetitions")
-    add("-a", "--acceleration", type=_whole(1, 64), default=1, help="acquire every n-th line, shifted each time")
-    add("-w", "--calibration-width", type=_whole(0, 4096), default=0, help="central lines that are always acquired")
+    add("-m", "--matrix", type=number(2, high=4096), nargs="+", default=[256], metavar="N", help="matrix: N, or x y")
+    add("-c", "--coils", type=number(1, high=1024), default=default.coils, help="number of coils")
+    add("-O", "--oversampling", type=number(1, high=16), default=default.oversampling, help="readout oversampling")
+    add("-r", "--repetitions", type=number(1, high=MAX_COUNTER), default=default.repetitions, help="repetitions")
+    add("-a", "--acceleration", type=number(1, high=64), default=1, help="acquire every n-th line, shifted each time")
+    add("-w", "--calibration-width", type=number(0, high=4096), default=0, help="central lines always acquired")
     add("-n", "--noise-level", type=float, default=default.noise, help="noise of one coil's image, density is 1")
     add("-o", "--output", type=Path, default=Path("testdata.h5"), help="file to write; one of that name is replaced")
     add("-d", "--dataset", default="dataset", help="group in the file")
-    add("-s", "--seed", type=_whole(0, 2**32 - 1), default=default.seed, help="of the random numbers")
+    add("-s", "--seed", type=number(0, high=2**32 - 1), default=default.seed, help="of the random numbers")
     add("-C", "--noise-calibration", action="store_true", help="begin with a noise readout")
     options = parser.parse_args(arguments)
     if len(options.matrix) > 2:

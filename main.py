@@ -3,14 +3,14 @@
 import argparse
 import functools
 import logging
-import math
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from codec import MIB, Limits
+from commandline import number
+from module_loader import ModuleError
 from recorder import DEFAULT_FOLDER
 from server import Server, ServerOptions
 from session import SessionOptions
@@ -18,19 +18,6 @@ from session import SessionOptions
 PROJECT_FOLDER = Path(__file__).resolve().parent
 
 logger = logging.getLogger(__name__)
-
-
-def number(low: float, kind: type = int, high: float = math.inf) -> Callable[[str], float]:
-    """Make an argparse type for a number between limits."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,6 +40,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("-r", "--crlf", action="store_true", help="end log lines with CR LF, for consoles that want it")
     add("-M", "--moduleFolder", type=Path, action="append", default=[], metavar="FOLDER",
         help="further folder with modules; may be given several times")  # fmt: skip
+    add("--debug-folder", "--debugFolder", dest="debugFolder", type=Path, metavar="FOLDER",
+        help="write the arrays that modules name with connection.debug into this folder")  # fmt: skip
     add("--timeout", type=number(0.1, float), default=3600.0, metavar="SECONDS",
         help="longest silence of a client before its session is ended")  # fmt: skip
     add("--grace", type=number(0, float), default=30.0, metavar="SECONDS",
@@ -83,7 +72,11 @@ def main() -> int:
     """Run the server until it is told to stop; returns the exit status."""
     arguments = parse_arguments()
     setup = functools.partial(configure_logging, arguments.verbose, arguments.logfile, arguments.crlf)
-    setup()
+    try:
+        setup()
+    except OSError as error:
+        print(f"error: the log file cannot be written: {error}", file=sys.stderr)
+        return 1
     # Modules may import their neighbours; at the end of the path, nothing in these folders shadows a library.
     folders = list(dict.fromkeys(path.resolve() for path in (PROJECT_FOLDER, Path.cwd(), *arguments.moduleFolder)))
     for folder in folders:
@@ -105,15 +98,12 @@ def main() -> int:
             save_folder=arguments.savedataFolder,
             limits=Limits(text=arguments.maxText * MIB, data=arguments.maxMessage * MIB),
             timeout=arguments.timeout,
+            debug_folder=arguments.debugFolder,
         ),
     )
     try:
         server = Server(options)
-    except OSError as error:
-        where = f"{options.host}:{options.port}"
-        logger.error("The server cannot start on %s: %s (does another one run there?)", where, error)
-        return 1
-    except ValueError as error:
+    except (OSError, ValueError, ModuleError) as error:
         logger.error("The server cannot start: %s", error)
         return 1
 
@@ -131,7 +121,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, on_signal)
     server.serve()
     logger.info("The server has ended")
-    return 0
+    logging.shutdown()
+    # A module that still computes in a thread, deep in a library, must not keep the process from ending.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ inspected before any of it runs, so naming ``client``, ``os``, ``../x`` or an in
 
 import ast
 import importlib.util
+import inspect
 import logging
 import re
 import sys
@@ -88,6 +89,8 @@ class ModuleLoader:
         process = getattr(loaded.module, "process", None)
         if not callable(process):
             raise ModuleError(f"{path}: process is no function")
+        if inspect.isgeneratorfunction(process) or inspect.iscoroutinefunction(process):
+            raise ModuleError(f"{path}: process must be a plain function: one with yield or async would not run")
         return process
 
 
@@ -102,7 +105,7 @@ def _defines_process(body: Iterable[ast.stmt]) -> bool:
     """Whether top-level statements, also those within if, try and with, bind the name ``process``."""
     for statement in body:
         match statement:
-            case ast.FunctionDef(name="process"):
+            case ast.FunctionDef(name="process") | ast.AsyncFunctionDef(name="process"):
                 return True
             case ast.Assign(targets=targets) if any(isinstance(t, ast.Name) and t.id == "process" for t in targets):
                 return True

@@ -79,6 +79,9 @@ def encoding_axis(encoding: Any, name: str) -> Axis:
         When a size is outside 1 to MAX_MATRIX.
     """
     encoded, recon = encoding.encodedSpace, encoding.reconSpace
+    for space, place in ((encoded, "encodedSpace"), (recon, "reconSpace")):
+        if getattr(space, "matrixSize", None) is None:
+            raise ValueError(f"the header's encoding has no {place} with a matrixSize")
     points = checked_size(f"encodedSpace.matrixSize.{name}", getattr(encoded.matrixSize, name))
     pixels = checked_size(f"reconSpace.matrixSize.{name}", getattr(recon.matrixSize, name))
     encoded_fov = extent(encoded.fieldOfView_mm, name)
@@ -92,8 +95,8 @@ def encoding_axis(encoding: Any, name: str) -> Axis:
 
 def checked_size(name: str, size: int) -> int:
     """Return the size of an axis if it is one, else raise a ValueError that names it and the limit."""
-    if not 1 <= size <= MAX_MATRIX:
-        raise ValueError(f"{name} is {size}; expected 1 to {MAX_MATRIX}")
+    if not isinstance(size, int) or not 1 <= size <= MAX_MATRIX:
+        raise ValueError(f"{name} is {size!r}; expected 1 to {MAX_MATRIX}")
     return size
 
 

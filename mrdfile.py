@@ -8,8 +8,10 @@ Reading or writing one readout at a time, as ``ismrmrd.Dataset`` does, costs an 
 each; whole slices are limited by HDF5's variable-length elements alone (``benchmarks/`` has the figures).
 """
 
+import errno
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 256
 BATCH_BYTES = 32 << 20
+ROOM = 4 << 20  # that is to be left on the disk, for what HDF5 writes besides [bytes]
 TEXT = h5py.string_dtype("utf-8")
 
 
@@ -246,18 +249,29 @@ class MrdWriter:
     ----------
     path : path-like
         The file; made if it is not there, else added to.
-    group : str
-        The group; images, readouts and waveforms that it already holds are kept.
+    group : str or None
+        The group; images, readouts and waveforms that it already holds are kept. None opens the file only, which tells
+        whether it can be written.
+
+    Raises
+    ------
+    MrdFileError
+        If the file cannot be written, or is no HDF5 file, or the group cannot be made.
     """
 
-    def __init__(self, path: Path | str, group: str = "dataset") -> None:
+    def __init__(self, path: Path | str, group: str | None = "dataset") -> None:
         self.path = Path(path)
         try:
             self._file = h5py.File(self.path, "a")
         except OSError as error:
             raise MrdFileError(f"{self.path} cannot be written: {error}") from error
         self.group = group
-        self._group = self._file.require_group(group)
+        if group is not None:
+            try:
+                self._group = self._file.require_group(group)
+            except (TypeError, ValueError) as error:
+                self._file.close()
+                raise MrdFileError(f"{self.path} has no room for a group '{group}': {error}") from error
         self._acquisitions: list[ismrmrd.Acquisition] = []
         self._waveforms: list[ismrmrd.Waveform] = []
         self._batch_bytes = 0
@@ -319,6 +333,7 @@ class MrdWriter:
 
     def flush(self) -> None:
         """Write the readouts and waveforms that were kept back, and hand all to the operating system."""
+        self._check_room(self._batch_bytes)
         if self._acquisitions:
             rows = np.zeros(len(self._acquisitions), acquisition_dtype)
             for row, acquisition in zip(rows, self._acquisitions, strict=True):
@@ -335,6 +350,12 @@ class MrdWriter:
         self._acquisitions, self._waveforms, self._batch_bytes = [], [], 0
         self._file.flush()
 
+    def _check_room(self, count: int) -> None:
+        """Refuse to write what the disk has no room for: HDF5 may crash when it runs full."""
+        free = shutil.disk_usage(self.path.absolute().parent).free
+        if free < count + ROOM:
+            raise OSError(errno.ENOSPC, f"{free} bytes are free, {count + ROOM} are wanted", str(self.path))
+
     def _append(self, name: str, rows: np.ndarray) -> None:
         if name not in self._group:
             self._group.create_dataset(name, (0,), rows.dtype, maxshape=(None,), chunks=(BATCH,))
@@ -346,6 +367,7 @@ class MrdWriter:
     def _write_image(self, image: ismrmrd.Image) -> None:
         head = image.getHead()
         data = np.ascontiguousarray(image.data, IMAGE_DTYPES[head.data_type]).view(get_hdf5type(head.data_type))
+        self._check_room(data.nbytes)
         parts = self._image_parts(head.image_series_index, data)
         count = len(parts["data"])
         for name, value in (
@@ -361,8 +383,8 @@ class MrdWriter:
         """Sub-group for an image: all images of one share shape and type, others go to a further one."""
         name, further = f"image_{series}", 0
         while name in self._group:
-            existing = self._group[name]["data"]
-            fits = existing.shape[1:] == data.shape and existing.dtype == data.dtype
+            existing = self._group[name].get("data") if isinstance(self._group[name], h5py.Group) else None
+            fits = existing is not None and existing.shape[1:] == data.shape and existing.dtype == data.dtype
             if fits and existing.maxshape[0] is None:  # other programs write groups that cannot grow
                 return self._group[name]
             further += 1

@@ -88,13 +88,28 @@ def _open_hdf5(path: Path, group: str | None, waveforms: bool) -> Source:
     )
 
 
+def first_sample(waveform: ismrmrd.Waveform) -> float:
+    """Time stamp of a waveform [ticks]."""
+    return waveform.time_stamp
+
+
 def in_time_order(
-    acquisitions: Iterator[ismrmrd.Acquisition], waveforms: Iterator[ismrmrd.Waveform]
+    acquisitions: Iterator[ismrmrd.Acquisition],
+    waveforms: Iterator[ismrmrd.Waveform],
+    due: Callable[[ismrmrd.Waveform], float] = first_sample,
 ) -> Iterator[ismrmrd.Acquisition | ismrmrd.Waveform]:
-    """Merge readouts, in their order, with waveforms: each waveform before the first readout that is not older."""
+    """Merge readouts, in their order, with waveforms: each waveform before the first readout that is not older.
+
+    Parameters
+    ----------
+    acquisitions, waveforms
+        What to merge.
+    due
+        When a waveform belongs [ticks].
+    """
     waveform = next(waveforms, None)
     for acquisition in acquisitions:
-        while waveform is not None and waveform.time_stamp <= acquisition.acquisition_time_stamp:
+        while waveform is not None and due(waveform) <= acquisition.acquisition_time_stamp:
             yield waveform
             waveform = next(waveforms, None)
         yield acquisition

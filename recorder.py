@@ -1,23 +1,27 @@
 """Keeps what a session receives: an append-only ISMRMRD stream while it arrives, an MRD .h5 when it is over.
 
 Receiving never waits for HDF5. The stream file holds the very bytes that came in, so that a crash costs nothing that
-the operating system had been given; `finish_leftovers` converts what it left, at the next start of the server or by
-``python recorder.py FOLDER``.
+the operating system had been given. The conversion runs in a process of its own, ``python recorder.py STREAM``: it
+takes no time from other sessions, and HDF5, which may crash on a full disk, takes nothing with it. What was left
+unconverted is finished at the next start of the server, or by ``python recorder.py FOLDER``.
 """
 
 import argparse
+import contextlib
 import ctypes
+import errno
 import logging
 import os
 import re
+import shutil
+import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from codec import Limits, MrdError, ProtocolError, read_messages
+from codec import MIB, Limits, MrdError, ProtocolError, read_messages
 from constants import MessageId
 from mrdfile import MrdWriter
 from mrdheader import parse_header
@@ -86,7 +90,11 @@ class Recorder:
         self._failed = False
         stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{re.sub(r'[^A-Za-z0-9-]', '-', session)}"
         self._file = _create_new(folder, stem, STREAM_SUFFIX)
-        _claim(self._file)
+        # Between its creation and the claim, another process may have taken the empty file for a leftover.
+        while not _claim(self._file) or os.fstat(self._file.fileno()).st_nlink == 0:
+            self._file.close()
+            self._file = _create_new(folder, stem, STREAM_SUFFIX)
+        self._conversion: Conversion | None = None
         self.stream_path = Path(self._file.name)
         self._size = self._reserved = 0
         self.write(memoryview(held))
@@ -109,17 +117,56 @@ class Recorder:
             if self._on_failure is not None:
                 self._on_failure(text)
 
-    def finish(self) -> Path | None:
-        """End the recording and write the MRD file.
-
-        Returns
-        -------
-        Path or None
-            The MRD file; None when the session held no data, or its conversion failed (logged; the stream is kept).
-        """
-        self._file.truncate()  # gives back what was reserved
+    def finish(self) -> None:
+        """End the recording and have the MRD file written; a failure is logged, and the stream is kept."""
+        with contextlib.suppress(OSError):
+            self._file.truncate()  # gives back what was reserved
         self._file.close()
-        return convert_stream(self.stream_path, self._limits)
+        self._conversion = Conversion(self.stream_path, self._limits)
+        self._conversion.wait()
+
+    def give_up(self) -> None:
+        """Break off a conversion that runs, from another thread: the next start of the server finishes it."""
+        if self._conversion is not None:
+            self._conversion.stop()
+
+
+class Conversion:
+    """Turns a stream, or all that were left in a folder, into MRD files in a process of its own.
+
+    Parameters
+    ----------
+    path : Path
+        The stream file or the folder.
+    limits : Limits, optional
+        Limits on the messages.
+    """
+
+    def __init__(self, path: Path, limits: Limits | None = None) -> None:
+        limits = limits or Limits()
+        options = ["--maxText", str(limits.text // MIB), "--maxMessage", str(limits.data // MIB)]
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), *options, str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl+C reaches the server's process group; the server decides when to end
+        )
+        self._path = path
+
+    def wait(self) -> None:
+        """Wait for it, and log what it says."""
+        said, _ = self._process.communicate()
+        for line in said.splitlines():
+            level, _, text = line.partition(" ")
+            logger.log(logging.getLevelNamesMapping().get(level, logging.INFO), "%s", text)
+        if self._process.returncode:
+            logger.error("%s has not been converted, it is kept as it is", self._path)
+
+    def stop(self) -> None:
+        """End it; nothing is lost."""
+        self._process.terminate()
 
 
 def _create_new(folder: Path, stem: str, suffix: str) -> BinaryIO:
@@ -190,12 +237,15 @@ def convert_stream(path: Path, limits: Limits | None = None) -> Path | None:
             if not _claim(stream):
                 return None
             unfinished.unlink(missing_ok=True)
+            _check_room(path)
             with MrdWriter(unfinished) as writer:
                 protocol, data, readable = _copy_messages(stream, writer, limits or Limits())
         if not data:
             unfinished.unlink()
             if readable:
                 path.unlink()
+            else:
+                path.replace(path.with_suffix(".mrd.broken"))
             return None
         stem = "_".join(part for part in (*path.stem.split("_")[:2], protocol) if part)
         # The name is taken by making an empty file, so that no other recording is ever overwritten.
@@ -206,11 +256,18 @@ def convert_stream(path: Path, limits: Limits | None = None) -> Path | None:
             path.unlink()
         else:
             path.replace(target.with_suffix(".mrd.broken"))
-    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
+    except Exception as error:  # noqa: BLE001 -- whatever one stream holds, the others are to be finished
         logger.error("%s could not be converted, it is kept as it is: %s", path, error)
         return None
     logger.info("What came in was saved as %s", target)
     return target
+
+
+def _check_room(path: Path) -> None:
+    """Refuse to begin what the disk has no room for: HDF5 may crash when it runs full."""
+    free, needed = shutil.disk_usage(path.parent).free, path.stat().st_size
+    if free < 1.1 * needed + 16 * MIB:
+        raise OSError(errno.ENOSPC, f"{needed // MIB} MiB are to be converted, {free // MIB} MiB are free")
 
 
 def _copy_messages(stream: BinaryIO, writer: MrdWriter, limits: Limits) -> tuple[str, int, bool]:
@@ -242,7 +299,7 @@ def _copy_messages(stream: BinaryIO, writer: MrdWriter, limits: Limits) -> tuple
     return protocol, data, True
 
 
-def finish_leftovers(folder: Path, stopped: threading.Event | None = None) -> list[Path]:
+def finish_leftovers(folder: Path, limits: Limits | None = None) -> list[Path]:
     """Convert the streams that an earlier run left in a folder; those that another process still writes are left alone.
 
     Returns
@@ -250,25 +307,31 @@ def finish_leftovers(folder: Path, stopped: threading.Event | None = None) -> li
     list of Path
         The MRD files that were written.
     """
-    finished = []
-    for path in sorted(folder.glob(f"*{STREAM_SUFFIX}")):
-        if stopped is not None and stopped.is_set():
-            break
-        if (result := convert_stream(path)) is not None:
-            finished.append(result)
-    return finished
+    results = [convert_stream(path, limits) for path in sorted(folder.glob(f"*{STREAM_SUFFIX}"))]
+    return [result for result in results if result is not None]
 
 
-def main() -> None:
-    """Finish what a crash left in a folder."""
-    parser = argparse.ArgumentParser(description="Turn recordings that a crash left behind into MRD .h5 files.")
-    parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT_FOLDER, help="folder of saved data")
-    folder = parser.parse_args().folder
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
-    if not folder.is_dir():
-        parser.exit(1, f"there is no folder {folder}\n")
-    print(f"{len(finish_leftovers(folder))} recordings finished in {folder}")
+def main() -> int:
+    """Convert a stream, or what was left in a folder; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Turn recordings that were left behind into MRD .h5 files.")
+    parser.add_argument("path", type=Path, nargs="?", default=DEFAULT_FOLDER, help="folder, or one stream")
+    parser.add_argument("--maxText", type=int, default=Limits.text // MIB, help="as for the server")
+    parser.add_argument("--maxMessage", type=int, default=Limits.data // MIB, help="as for the server")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stdout)
+    limits = Limits(text=arguments.maxText * MIB, data=arguments.maxMessage * MIB)
+    path = arguments.path
+    if path.is_file():
+        convert_stream(path, limits)
+        return 0
+    if not path.is_dir():
+        print(f"ERROR there is no folder {path}")
+        return 1
+    finished = finish_leftovers(path, limits)
+    if finished:
+        print(f"INFO {len(finished)} recordings finished in {path}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,5 +1,6 @@
 """Listens, and gives each connection a thread, or a process, of its own."""
 
+import contextlib
 import logging
 import multiprocessing
 import selectors
@@ -10,18 +11,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from connection import Connection
 from constants import MRD_LOGGING_ERROR
 from module_loader import ModuleLoader
-from recorder import finish_leftovers
+from recorder import STREAM_SUFFIX, Conversion
 from session import BUILT_IN, Session, SessionOptions
 
 logger = logging.getLogger(__name__)
 
 # How long a session may take to end after it has been broken off [s].
 BREAK_OFF_WAIT = 3.0
+
+# How often ended sessions are looked after while no connection comes [s].
+HOUSEKEEPING = 5.0
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,16 @@ class _Worker(Protocol):
 
     def break_off(self, reason: str) -> None: ...
 
+    def report(self) -> None: ...
+
 
 class _ThreadWorker(threading.Thread):
     def __init__(self, session: Session) -> None:
         super().__init__(target=session.run, name=session.name, daemon=True)
         self.break_off = session.interrupt
+
+    def report(self) -> None:
+        """Say nothing: a session in a thread has always said how it ended."""
 
 
 def _run_in_process(sock: socket.socket, name: str, options: ServerOptions) -> None:
@@ -95,6 +105,12 @@ class _ProcessWorker:
     def break_off(self, reason: str) -> None:
         logger.info("Ending %s: %s", self._process.name, reason)
         self._process.terminate()
+
+    def report(self) -> None:
+        """Log a process that did not end by itself (a crash of native code, say), and release it."""
+        if self._process.exitcode:
+            logger.error("%s: its process ended with exit code %d", self._process.name, self._process.exitcode)
+        self._process.close()
 
     def kill(self) -> None:
         self._process.kill()
@@ -133,30 +149,31 @@ class Server:
         self._stopped = threading.Event()
         self._workers: list[_Worker] = []
         self._session_count = 0
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_sender.setblocking(False)
         self._listener = _listen(options.host, options.port)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_sender.setblocking(False)
 
     def serve(self) -> None:
         """Accept connections until `stop` is called, then let the running sessions end within the grace time."""
         if self._options.processes:
             _warm_up_processes()
         logger.info("Listening on %s:%d", *self.address)
-        if self._options.session.save_folder.is_dir():
-            arguments = (self._options.session.save_folder, self._stopped)
-            threading.Thread(target=finish_leftovers, args=arguments, name="leftovers", daemon=True).start()
+        leftovers = _finish_leftovers(self._options.session)
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._listener, selectors.EVENT_READ)
                 selector.register(self._wake_receiver, selectors.EVENT_READ)
                 while not self._stopped.is_set():
-                    selector.select()
-                    if not self._stopped.is_set():
+                    ready = selector.select(HOUSEKEEPING)
+                    self._forget_ended()
+                    if ready and not self._stopped.is_set():
                         self._accept()
         finally:
             self._stopped.set()
             self._listener.close()
+            if leftovers is not None:
+                leftovers.stop()
             self._end_sessions()
             self._wake_receiver.close()
             self._wake_sender.close()
@@ -172,7 +189,7 @@ class Server:
     def kill_sessions(self) -> None:
         """End the processes of running sessions at once; threads end with the server's own process."""
         for worker in self._workers:
-            if isinstance(worker, _ProcessWorker):
+            if isinstance(worker, _ProcessWorker) and worker.is_alive():
                 worker.kill()
 
     def _accept(self) -> None:
@@ -182,7 +199,6 @@ class Server:
             logger.error("A connection could not be accepted: %s", error)
             self._stopped.wait(0.1)
             return
-        self._workers = [worker for worker in self._workers if worker.is_alive()]
         self._session_count += 1
         name = f"session-{self._session_count}"
         logger.info("%s: connected from %s:%d", name, *peer[:2])
@@ -204,6 +220,13 @@ class Server:
         if self._options.processes:
             sock.close()  # the process has its own copy
 
+    def _forget_ended(self) -> None:
+        running = [worker for worker in self._workers if worker.is_alive()]
+        for worker in self._workers:
+            if worker not in running:
+                worker.report()
+        self._workers = running
+
     def _end_sessions(self) -> None:
         running = [worker for worker in self._workers if worker.is_alive()]
         if running:
@@ -213,6 +236,9 @@ class Server:
         for worker in running:
             worker.break_off("the server is being stopped")
         _join(running, BREAK_OFF_WAIT)
+        for worker in running:
+            if worker.is_alive():
+                logger.error("A session does not end; it is given up")
         self.kill_sessions()
 
 
@@ -230,9 +256,9 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise OSError(error.errno, f"{error.strerror}: does another one listen there?", f"{host}:{port}") from error
     return listener
 
 
@@ -242,9 +268,19 @@ def _refuse(sock: socket.socket, reason: str) -> None:
     try:
         connection.send_text(f"{MRD_LOGGING_ERROR} {reason}")
         connection.send_close()
+        connection.drain(0.2, 0.2)
     except OSError as error:
         logger.debug("The refused peer could not be told: %s", error)
     connection.close()
+
+
+def _finish_leftovers(options: SessionOptions) -> Conversion | None:
+    """Begin to convert the recordings that an earlier run left, if there are any."""
+    if not any(options.save_folder.glob(f"*{STREAM_SUFFIX}")):
+        return None
+    conversion = Conversion(options.save_folder, options.limits)
+    threading.Thread(target=conversion.wait, name="leftovers", daemon=True).start()
+    return conversion
 
 
 def _warm_up_processes() -> None:
@@ -254,4 +290,6 @@ def _warm_up_processes() -> None:
         context.set_forkserver_preload(["session"])
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        # The helper imports from the folder that it starts in first: it must be this one.
+        with contextlib.chdir(Path(__file__).resolve().parent):
+            forkserver.ensure_running()

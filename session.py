@@ -15,6 +15,7 @@ from typing import Any
 from codec import Limits, Message, MrdError, StreamBroken
 from connection import Connection
 from constants import MRD_LOGGING_ERROR, MRD_LOGGING_WARNING, MessageId
+from debugarrays import DebugArrays
 from module_loader import ModuleLoader, Process
 from mrdheader import parse_header
 from recorder import DEFAULT_FOLDER, HoldBack, Recorder
@@ -27,6 +28,9 @@ SAVE_ONLY = "savedataonly"
 # last message on its way to the peer: with pauses of this length, and for this long in all [s].
 DRAIN_WAIT = 10.0
 DRAIN_TOTAL = 120.0
+
+# How long a peer may take to send config and header [s]: each one that only keeps its connection open holds a session.
+OPENING_LIMIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class SessionOptions:
         How large incoming messages may be.
     timeout : float
         Longest pause of a peer, in sending as in receiving [s].
+    debug_folder : Path or None
+        Where modules' intermediate arrays are written, if anywhere.
     """
 
     default_config: str = "invertcontrast"
@@ -55,6 +61,7 @@ class SessionOptions:
     save_folder: Path = Path(DEFAULT_FOLDER)
     limits: Limits = field(default_factory=Limits)
     timeout: float = 3600.0
+    debug_folder: Path | None = None
 
 
 class ConfigurationRefused(MrdError, ValueError):
@@ -92,6 +99,9 @@ class Session:
         self._loader = loader
         self._recorder: Recorder | None = None
         self._connection = Connection(sock, options.limits)
+        self._connection.savedataFolder = str(options.save_folder)
+        if options.debug_folder is not None:
+            self._connection.debug = DebugArrays(options.debug_folder, name).save
         self._module = "no module"
 
     def run(self) -> None:
@@ -99,23 +109,26 @@ class Session:
         connection = self._connection
         start = time.monotonic()
         try:
-            try:
-                self._serve()
-            except StreamBroken as error:
-                logger.warning("%s: %s", self.name, error)
-                self._tell(MRD_LOGGING_ERROR, f"{error}")
-            except MrdError as error:
-                logger.error("%s: %s", self.name, error)
-                self._tell(MRD_LOGGING_ERROR, f"{error}")
-            except (Exception, SystemExit) as error:  # noqa: BLE001 -- whatever a module raises goes to its client
-                report = traceback.format_exc()
-                logger.error("%s: %s failed\n%s", self.name, self._module, report)
-                self._tell(MRD_LOGGING_ERROR, f"{self._module} failed: {type(error).__name__}: {error}\n{report}")
-            self._close(connection)
+            self._serve()
+        except StreamBroken as error:
+            logger.warning("%s: %s", self.name, error)
+            self._tell(MRD_LOGGING_ERROR, f"{error}")
+        except MrdError as error:
+            logger.error("%s: %s", self.name, error)
+            self._tell(MRD_LOGGING_ERROR, f"{error}")
+        except BaseException as error:  # noqa: BLE001 -- whatever a module raises goes to its client
+            # Python's own formatting copes with exceptions that cannot even say what they are.
+            summary = "".join(traceback.format_exception_only(error)).strip()
+            report = "".join(traceback.format_exception(error))
+            logger.error("%s: %s failed\n%s", self.name, self._module, report)
+            self._tell(MRD_LOGGING_ERROR, f"{self._module} failed: {summary}\n{report}")
         finally:
-            connection.close()
-            if self._recorder is not None:
-                self._recorder.finish()
+            try:
+                self._close(connection)
+            finally:
+                connection.close()
+                if self._recorder is not None:
+                    self._recorder.finish()
         logger.info(
             "%s: %s ended: received %d readouts, %d waveforms, %d images; sent %d images; %.2f s",
             self.name, self._module, connection.recvAcqs, connection.recvWaveforms, connection.recvImages,
@@ -125,6 +138,8 @@ class Session:
     def interrupt(self, reason: str) -> None:
         """End the session from another thread: tell the peer why, and break off what waits for it."""
         self._connection.interrupt(f"{MRD_LOGGING_ERROR} {reason}")
+        if self._recorder is not None:
+            self._recorder.give_up()
 
     # ---- the opening -----------------------------------------------------------------------------------------------
 
@@ -134,12 +149,14 @@ class Session:
         connection.observe(held)
         if self._options.save_data:
             self._record(held)
+        connection.limit_receiving(OPENING_LIMIT)
         config = self._receive_config()
         if config is None:
             return
         metadata = self._receive_header()
         if metadata is None:
             return
+        connection.limit_receiving(math.inf)
         self._prepare(config.content, metadata)
         parameters = self._receive_parameters(config)
         name = _requested_module(config.content, parameters)
@@ -193,9 +210,9 @@ class Session:
     def _receive_parameters(self, config: Message) -> dict[str, Any] | None:
         """JSON parameters: a TEXT directly after the header, or a config that was sent as JSON text."""
         if self._connection.peek_mrd_message_identifier() == MessageId.TEXT:
-            text = self._connection.receive().content
+            text = self._connection.receive().content.lstrip("\ufeff")  # editors of one system put this mark first
             if not text.lstrip().startswith("{"):
-                logger.info("%s: text from the client: %s", self.name, text[:1000])
+                logger.info("%s: text from the client: %.1000r", self.name, text)
                 return None
         elif config.identifier == MessageId.CONFIG_TEXT and config.content.lstrip().startswith("{"):
             text = config.content
@@ -246,7 +263,6 @@ class Session:
             return
         connection.observe(self._recorder)
         connection.savedata = True
-        connection.savedataFolder = str(options.save_folder)
         connection.mrdFilePath = str(self._recorder.stream_path)
 
     def _tell(self, level: str, text: str) -> None:

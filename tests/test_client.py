@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import h5py
 import ismrmrd
 import numpy as np
 import pytest
@@ -272,6 +273,58 @@ def test_nobody_listening_is_an_error(raw, monkeypatch):
     monkeypatch.setattr(client, "CONNECT_PATIENCE", 0.1)
     with pytest.raises(client.ClientError, match="no server answers at localhost:1"):
         client.run(client.ClientOptions(raw, port=1))
+
+
+@pytest.mark.parametrize("obstacle", ["text", "folder", "group", "images"])
+def test_output_that_cannot_take_the_images_is_an_error(raw, images_server, tmp_path, obstacle):
+    output = tmp_path / "out.h5"
+    if obstacle == "text":
+        output.write_text("no HDF5")
+    elif obstacle == "folder":
+        output.mkdir()
+    else:
+        with h5py.File(output, "w") as file:
+            file["g" if obstacle == "group" else "g/xml"] = 1 if obstacle == "group" else [1]
+            if obstacle == "images":
+                file["g/image_0"] = 1
+    options = {"output": output, "out_group": "g"}
+    if obstacle in ("text", "folder"):
+        with pytest.raises(MrdFileError, match=r"out\.h5 cannot be written"):
+            run(raw, images_server, **options)
+    elif obstacle == "group":
+        result = run(raw, images_server, **options)
+        assert "could not be kept" in result.errors[0]
+    else:  # a further group is found
+        assert run(raw, images_server, **options).errors == []
+
+
+def test_output_that_another_client_writes_is_an_error(raw, images_server, tmp_path):
+    other = "import h5py, sys; file = h5py.File('out.h5', 'w'); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", other], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        with pytest.raises(MrdFileError, match="cannot be written"):
+            run(raw, images_server, output=tmp_path / "out.h5")
+
+
+def test_session_without_images_leaves_no_file(raw, images_server, tmp_path):
+    assert run(raw, images_server, config="null", output=tmp_path / "out.h5").errors == []
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_texts_of_a_server_do_not_steer_the_terminal(raw, peer_server, caplog):
+    run(raw, peer_server("WARNING  \x1b[2Jcleared"))
+    assert "\x1b" not in caplog.text
+    assert "cleared" in caplog.text
+
+
+def test_json_file_with_a_byte_order_mark_is_read(raw, peer_server, in_folder):
+    (in_folder / "images.json").write_text('{"parameters": {}}', "utf-8-sig")
+    peer = peer_server()
+    run(raw, peer)
+    peer.join()
+    assert json.loads(peer.received[2]) == {"parameters": {}}
 
 
 def test_output_over_input_is_refused(raw):

@@ -296,15 +296,6 @@ def test_a_stream_of_messages_in_order_up_to_close():
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 
-def test_identifier_of_items():
-    assert codec.identifier_of(make_acquisition()) is MessageId.ISMRMRD_ACQUISITION
-    assert codec.identifier_of(make_image()) is MessageId.ISMRMRD_IMAGE
-    assert codec.identifier_of(make_waveform()) is MessageId.ISMRMRD_WAVEFORM
-    assert codec.identifier_of("text") is MessageId.TEXT
-    with pytest.raises(TypeError, match="no MRD message carries a ndarray: give an acquisition, image"):
-        codec.identifier_of(np.zeros(3))
-
-
 def test_pixel_types_are_those_of_the_protocol():
     expected = ["uint16", "int16", "uint32", "int32", "float32", "float64", "complex64", "complex128"]
     assert {number: dtype.name for number, dtype in IMAGE_DTYPES.items()} == dict(enumerate(expected, 1))

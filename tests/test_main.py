@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,12 @@ class ServerProcess:
         self._reader.join(PATIENCE)
         self.process.stdout.close()
         return status
+
+    def wait_for(self, word):
+        deadline = time.monotonic() + PATIENCE
+        while word not in self.log():
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.01)
 
     def log(self):
         return "".join(self.lines)
@@ -162,8 +169,7 @@ def test_second_signal_ends_at_once(start, tmp_path, mode):
     peer.send(ConfigFile("stuck"), make_header(), make_acquisition())
     peer.reader.read(13)
     running.process.send_signal(signal.SIGTERM)
-    while "Stopping" not in running.log():
-        pass
+    running.wait_for("Stopping")
     assert running.stop(signal.SIGTERM) == 128 + signal.SIGTERM
     assert peer.reader.read() == b""  # the session's process has ended with it
     peer.close()
@@ -191,6 +197,27 @@ def test_processes_leave_nothing_behind_and_save(start, tmp_path):
     for path in saved:
         with MrdReader(path) as file:
             assert file.acquisition_count == 9
+
+
+def test_file_in_the_current_folder_does_not_stand_in_for_ours(start, tmp_path):
+    (tmp_path / "session.py").write_text("raise SystemExit('the wrong session.py')")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy.py')")
+    source = write_mrd_file(tmp_path / "raw.h5", [make_acquisition()], xml=header_xml())
+    for mode in ([], ["-m"]):
+        running = start("-d", "null", *mode)
+        assert client.run(client.ClientOptions(source, port=running.port, config="null")).errors == []
+        assert running.stop() == 0
+
+
+def test_process_that_dies_is_logged(start, tmp_path):
+    write_module(tmp_path, "dying", "import os\ndef process(connection, config, metadata): os._exit(7)\n")
+    running = start("-d", "null", "-m")
+    source = write_mrd_file(tmp_path / "raw.h5", [make_acquisition()], xml=header_xml())
+    for _ in range(2):  # a further connection makes the server look after the first one's process
+        result = client.run(client.ClientOptions(source, port=running.port, config="dying"))
+        assert len(result.errors) == 1
+    running.wait_for("session-1: its process ended with exit code 7")
+    assert running.stop() == 0
 
 
 def test_flags_of_users_start_scripts(start, tmp_path):
@@ -240,7 +267,7 @@ def test_port_in_use_is_an_error(start, tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "does another one run there" in done.stdout
+    assert "does another one listen there" in done.stdout
 
 
 def test_default_host_is_loopback():

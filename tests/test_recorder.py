@@ -6,7 +6,9 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import pytest
@@ -188,7 +190,9 @@ def test_stream_of_a_running_recording_is_left_alone(tmp_path):
     running.write(memoryview(bytes_of(ConfigFile("null"), make_header(), make_acquisition())))
     assert finish_leftovers(tmp_path) == []
     assert running.stream_path.exists()
-    assert running.finish() is not None
+    running.finish()
+    (saved,) = saved_files(tmp_path)
+    assert saved.endswith("_localizer.h5")
 
 
 def test_stream_file_holds_the_very_bytes_that_came(tmp_path):
@@ -202,7 +206,7 @@ def test_stream_file_holds_the_very_bytes_that_came(tmp_path):
 
 def test_session_without_data_leaves_no_file(tmp_path):
     running = Recorder(tmp_path, "session-1", bytes_of(ConfigFile("null"), make_header()))
-    assert running.finish() is None
+    running.finish()
     assert saved_files(tmp_path) == []
 
 
@@ -233,12 +237,49 @@ def test_failed_conversion_keeps_the_stream(tmp_path, monkeypatch, caplog):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     content = bytes_of(ConfigFile("null"), make_header(), make_acquisition())
-    running = Recorder(tmp_path, "session-1", content)
+    stream = tmp_path / "2026-01-02_03-04-05_s.mrdpart"
+    stream.write_bytes(content)
     monkeypatch.setattr(recorder, "MrdWriter", fail)
     caplog.set_level(logging.ERROR)
-    assert running.finish() is None
-    assert running.stream_path.read_bytes() == content
+    assert convert_stream(stream) is None
+    assert stream.read_bytes() == content
     assert "kept" in caplog.text
+
+
+def test_conversion_that_the_disk_has_no_room_for_is_not_begun(tmp_path, monkeypatch, caplog):
+    stream = tmp_path / "2026-01-02_03-04-05_s.mrdpart"
+    stream.write_bytes(bytes_of(ConfigFile("null"), make_header(), make_acquisition()))
+    monkeypatch.setattr(recorder.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert convert_stream(stream) is None
+    assert saved_files(tmp_path) == [stream.name]
+    assert "are free" in caplog.text
+
+
+def test_conversion_that_crashes_is_logged_and_keeps_the_stream(tmp_path, monkeypatch, caplog):
+    """HDF5 may crash on a full disk; the server must not."""
+    crash = tmp_path / "crash.py"
+    crash.write_text("import os\nprint('ERROR the disk is full', flush=True)\nos.abort()\n")
+    content = bytes_of(ConfigFile("null"), make_header(), make_acquisition())
+    running = Recorder(tmp_path, "session-1", content)
+    monkeypatch.setattr(recorder, "__file__", str(crash))
+    running.finish()
+    assert running.stream_path.read_bytes() == content
+    assert "the disk is full" in caplog.text
+    assert "has not been converted, it is kept" in caplog.text
+
+
+def test_stopping_does_not_wait_for_a_conversion(server, connect, tmp_path, monkeypatch):
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(recorder, "__file__", str(slow))
+    running = server(save_data=True, save_folder=tmp_path / "kept", server_options={"grace": 0.1})
+    hold(connect(running.address), ConfigFile("null"), make_header(), make_acquisition())
+    start = time.monotonic()
+    running.stop()
+    assert time.monotonic() - start < PATIENCE
+    (left,) = (tmp_path / "kept").iterdir()
+    monkeypatch.undo()
+    assert convert_stream(left) is not None
 
 
 def test_recorded_stream_is_an_ismrmrd_stream_that_the_client_reads(server, tmp_path):

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import ismrmrd
+import numpy as np
 import pytest
 from ismrmrd.serialization import ConfigFile, ConfigText
 
@@ -164,6 +165,64 @@ def test_exception_of_a_module_reaches_the_client_with_traceback_then_close(serv
     assert "failing.py" in texts[0]
     assert raised in texts[0]
     assert peer.is_at_end()
+
+
+UNUSUAL = """
+import asyncio
+class Unspeakable(Exception):
+    def __str__(self): raise RuntimeError("no words")
+class Own(BaseException): pass
+def process(connection, config, metadata):
+    raise {}
+"""
+
+
+@pytest.mark.parametrize(
+    "raised", ["KeyboardInterrupt", "asyncio.CancelledError", "GeneratorExit", "Own", "Unspeakable", "MemoryError"]
+)
+def test_unusual_exceptions_reach_the_client_too(server, connect, tmp_path, raised):
+    write_module(tmp_path, "unusual", UNUSUAL.format(raised))
+    (text,) = hold(connect(server(module_folders=(tmp_path,)).address), ConfigFile("unusual"), make_header())
+    assert text.startswith("ERROR    unusual failed: ")
+    assert raised.rpartition(".")[2] in text
+
+
+@pytest.mark.parametrize("source", ["    yield 1", "    await connection"])
+def test_process_that_would_not_run_is_refused(server, connect, tmp_path, source):
+    word = "async " if "await" in source else ""
+    write_module(tmp_path, "idle", f"{word}def process(connection, config, metadata):\n{source}\n")
+    (text,) = hold(connect(server(module_folders=(tmp_path,)).address), ConfigFile("idle"), make_header())
+    assert "plain function" in text
+
+
+def test_peer_that_never_finishes_its_opening_is_ended(server, connect, monkeypatch):
+    monkeypatch.setattr("session.OPENING_LIMIT", 0.2)
+    peer = connect(server(timeout=0.3).address)
+    peer.send_raw(bytes_of(ConfigFile("null"))[:50])
+    (text,) = peer.receive()
+    assert text.startswith("ERROR")
+
+
+def test_module_may_take_items_with_next(server, connect, tmp_path):
+    source = """
+def process(connection, config, metadata):
+    first, second, third = next(connection), connection.next(), next(connection, "the end")
+    connection.send_text(f"{first.scan_counter} {second.scan_counter} {third} {connection.next()}")
+"""
+    write_module(tmp_path, "stepwise", source)
+    peer = connect(server(module_folders=(tmp_path,)).address)
+    answer = hold(peer, ConfigFile("stepwise"), make_header(), make_acquisition(1), make_acquisition(2))
+    assert answer == ["1 2 the end None"]
+
+
+def test_arrays_are_written_for_whoever_develops_a_module(server, connect, tmp_path):
+    source = "def process(connection, config, metadata):\n    connection.debug('k-space', next(connection).data)\n"
+    write_module(tmp_path, "debugging", source)
+    for folder in (tmp_path / "arrays", None):
+        running = server(module_folders=(tmp_path,), debug_folder=folder)
+        assert hold(connect(running.address), ConfigFile("debugging"), make_header(), make_acquisition(1)) == []
+    (written,) = (tmp_path / "arrays").rglob("*.npy")
+    np.testing.assert_array_equal(np.load(written), make_acquisition(1).data)
 
 
 def test_error_arrives_although_the_client_has_sent_much_that_nobody_reads(server, connect, in_thread, tmp_path):
