@@ -5,22 +5,32 @@ cd "$(dirname "$0")"
 . ./setup-venv.sh requirements.txt
 
 folder=demo
-port=${PORT:-9042}
 mkdir -p "$folder"
-rm -f "$folder"/*.h5 "$folder"/*.gif "$folder"/*.png
+rm -f "$folder"/*.h5 "$folder"/*.gif "$folder"/*.png "$folder"/*.log
 
 echo "1. Raw data: a phantom, Cartesian, and a beating, breathing chest, spiral"
 .venv/bin/python generate_cartesian_shepp_logan_dataset.py -m 192 -c 8 -n 0.02 -o "$folder/phantom_raw.h5"
 .venv/bin/python generate_spiral_dataset.py --arms 480 -o "$folder/spiral_raw.h5"
 
-echo "2. The server, on port $port; its log is $folder/server.log"
-.venv/bin/python main.py -v -p "$port" -l "$folder/server.log" >/dev/null &
+echo "2. The server; its log is $folder/server.log"
+.venv/bin/python main.py -v -p 0 -l "$folder/server.log" >/dev/null &
 server=$!
 trap 'kill $server 2>/dev/null; wait $server 2>/dev/null || true' EXIT
+port=""
+for _ in $(seq 100); do # it takes any free port, and says which
+    port=$(sed -n 's/.*Listening on .*:\([0-9]*\)$/\1/p' "$folder/server.log" 2>/dev/null || true)
+    if [ -n "$port" ] || ! kill -0 $server 2>/dev/null; then break; fi
+    sleep 0.1
+done
+if [ -z "$port" ]; then
+    echo "error: the server has not started:" >&2
+    cat "$folder/server.log" >&2
+    exit 1
+fi
 
 echo "3. The client sends them and keeps the images"
 reconstruct() { # config, name
-    .venv/bin/python client.py -p "$port" -c "$1" -G dataset -o "$folder/$2_img.h5" "$folder/$2_raw.h5" \
+    .venv/bin/python client.py -p "$port" --timeout 60 -c "$1" -G dataset -o "$folder/$2_img.h5" "$folder/$2_raw.h5" \
         2>"$folder/client.log" || { cat "$folder/client.log" >&2; exit 1; }
 }
 reconstruct simplefft phantom

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by demo.sh and test.sh: makes the virtual environment .venv and installs a requirements file into it, once.
 #
 #     . ./setup-venv.sh requirements.txt
