@@ -33,6 +33,8 @@ class SpiralReadout:
         complex64 [coil, sample], without the pre-discarded ones.
     column
         Which arm of the trajectory it is.
+    number
+        Which imaging readout of the scan it is, from 0, lost ones counted.
     head
         Its header.
     arrival
@@ -41,6 +43,7 @@ class SpiralReadout:
 
     samples: NDArray[np.complex64]
     column: int
+    number: int
     head: ismrmrd.AcquisitionHeader
     arrival: float
 
@@ -116,6 +119,7 @@ class SpiralScan:
             yield SpiralReadout(
                 samples=self.trajectory.samples(item),
                 column=arm.column,
+                number=arm.number,
                 head=item.getHead(),
                 arrival=self.ledger.arrived(),
             )
@@ -194,11 +198,15 @@ class SeriesScale:
         self._maximum = 0.0
         self._told = False
 
+    def see(self, pixels: NDArray[Any]) -> None:
+        """Take the scale from pixels of any shape, unless there is one already: those that come first, if known."""
+        if not self._maximum:
+            self._maximum = self.ROOM * mrdhelper.largest_magnitude(pixels)
+
     def __call__(self, pixels: NDArray[Any]) -> NDArray[np.int16]:
         """Scale the magnitude of an image."""
+        self.see(pixels)
         largest = mrdhelper.largest_magnitude(pixels)
-        if not self._maximum:
-            self._maximum = self.ROOM * largest
         if largest > self._maximum and not self._told:
             self._told = True
             self._warn(f"an image is {largest / self._maximum * self.ROOM:.2f} times as bright as the first: it clips")

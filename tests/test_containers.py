@@ -105,7 +105,7 @@ def requirements(path):
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt", "docker/requirements-cuda.txt"])
 def test_every_requirement_is_pinned(name):
     found = list(requirements(PROJECT / name))
-    assert len(found) >= 10
+    assert len(found) >= 8
     for line in found:
         assert re.fullmatch(r"[A-Za-z0-9_.-]+(\[\w+\])?==[0-9][0-9A-Za-z.]*", line), line
 
