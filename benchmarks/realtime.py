@@ -60,10 +60,11 @@ def repeated(simulation: Simulation, arms: int) -> Iterator[ismrmrd.Acquisition]
     turn = list(simulation.acquisitions())
     first = turn[0].acquisition_time_stamp
     for number in range(arms):
-        readout = turn[number % len(turn)]
-        readout.scan_counter = number + 1
-        readout.acquisition_time_stamp = first + int(number * TR / 2.5e-3)
-        yield readout
+        same = turn[number % len(turn)]
+        head = same.getHead()
+        head.scan_counter = number + 1
+        head.acquisition_time_stamp = first + int(number * TR / 2.5e-3)
+        yield ismrmrd.Acquisition(head, same.data, same.traj)
 
 
 class Desk:
