@@ -1,0 +1,122 @@
+"""Small spiral scans and what plays the server for the tests of the iterative reconstructions."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ismrmrd
+import numpy as np
+import pytest
+
+import coils
+from spiraldesign import SpiralDesign, design_spiral
+from spiralsimulation import Scan, Simulation, simulate
+from trajectory import write_metafile
+
+FOV = 0.256  # [m]
+
+
+def one_thread() -> Iterator[None]:
+    """Fixture: for problems this small, more threads of BART would only wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+def small_scan(folder: Path, matrix: int = 48, interleaves: int = 12, **scan: Any) -> Simulation:
+    """Simulated scan of few pixels, its metafile in the folder."""
+    design = SpiralDesign(resolution=FOV / matrix, interleaves=interleaves, arms=89)
+    trajectory = design_spiral(design, folder)
+    write_metafile(trajectory)
+    return simulate(trajectory, Scan(**{"coils": 4, "noise": 0.003} | scan))
+
+
+def configure(monkeypatch: Any, cls: type, folder: Path, **tables: dict[str, Any]) -> None:
+    """Have a module read this configuration; metafiles are in the folder."""
+    lines = [f"metafile_paths = ['{folder}']"]
+    for name, table in tables.items():
+        lines.append(f"[{name}]")
+        for key, value in table.items():
+            lines.append(f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}")
+    path = folder / f"{cls.__name__}.toml"
+    path.write_text("\n".join(lines))
+    monkeypatch.setattr(cls, "FILE", str(path))
+
+
+@dataclass
+class Client:
+    """Stands for a connection: yields items, keeps what is sent."""
+
+    items: Iterable[Any]
+    images: list[ismrmrd.Image] = field(default_factory=list)
+    waveforms: list[ismrmrd.Waveform] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+    def __iter__(self):
+        return iter(self.items)
+
+    def send_image(self, image):
+        self.images.append(image)
+
+    def send_waveform(self, waveform):
+        self.waveforms.append(waveform)
+
+    def send_text(self, text):
+        self.texts.append(text)
+
+    def send_logging(self, level, text):
+        self.texts.append(f"{level} {text}")
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """All images [image, row, column]."""
+        return np.stack([image.data[0, 0] for image in self.images]).astype(float)
+
+
+def fake_bart(folder: Path, body: str, cuda: int = 0) -> Path:
+    """Folder with an executable `bart` of a few shell lines, which tells its version like a real one."""
+    folder.mkdir(exist_ok=True)
+    script = folder / "bart"
+    probe = f'[ "$1" = version ] && {{ echo v0.9.00; echo CUDA={cuda}; exit 0; }}\n'
+    help_text = '[ "$2" = -h ] && { echo "Usage: $1 [-i d] [-g] [-t f] [-S]"; exit 0; }\n'
+    script.write_text("#!/bin/sh\n" + probe + help_text + body)
+    script.chmod(0o755)
+    return folder
+
+
+def true_images(simulation: Simulation, groups: Iterable[Iterable[int]], matrix: int | None = None) -> np.ndarray:
+    """True images [group, row, column] with the shading that normalised coil maps leave."""
+    return simulation.truth.frames(groups, matrix) * coils.rssq(simulation.truth.maps(matrix))
+
+
+def error(images: np.ndarray, truth: np.ndarray) -> float:
+    """Relative error after one factor for all images."""
+    factor = (images * truth).sum() / (images * images).sum()
+    return float(np.linalg.norm(factor * images - truth) / np.linalg.norm(truth))
+
+
+def change(images: np.ndarray, truth: np.ndarray) -> float:
+    """Correlation of what changes over the images with the true change."""
+    one, other = images - images.mean(axis=0), truth - truth.mean(axis=0)
+    return float((one * other).sum() / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead and only waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Any, seconds: float = 10.0) -> bool:
+    """Whether a condition comes true within some time."""
+    end = time.monotonic() + seconds
+    while not (done := condition()) and time.monotonic() < end:
+        threading.Event().wait(0.02)
+    return done
+
+

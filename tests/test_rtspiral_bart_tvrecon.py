@@ -1,0 +1,282 @@
+"""TFD: frames against the truth, chunks, what the client is told, and how a session ends when BART does not."""
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import ismrmrd
+import numpy as np
+import pytest
+from ismrmrd.serialization import ConfigFile
+
+import bart_recon
+import bart_tools
+import configuration
+import rtspiral_bart_tvrecon as tfd
+from conftest import PATIENCE
+from spiral_sessions import (
+    Client,
+    change,
+    configure,
+    error,
+    fake_bart,
+    is_alive,
+    one_thread,
+    small_scan,
+    true_images,
+    wait_until,
+)
+
+PROJECT = Path(tfd.__file__).parent
+ARMS, FRAMES = 7, 16
+SETTINGS = {"arms_per_frame": ARMS, "num_recon_frames": FRAMES, "num_chunks": 1, "fov_oversampling": 1.0,
+            "num_iter": 20, "reg_lambda": 0.0004}  # fmt: skip
+GROUPS = [range(ARMS * n, ARMS * (n + 1)) for n in range(FRAMES)]
+
+_one_thread = pytest.fixture(scope="module", autouse=True)(one_thread)
+
+
+@pytest.fixture(scope="module")
+def simulation(tmp_path_factory):
+    return small_scan(tmp_path_factory.mktemp("meta"), readouts=ARMS * FRAMES + 3, heart_rate=75, seed=1)
+
+
+@pytest.fixture(scope="module")
+def reconstruct(simulation):
+    """Send items through the module: `reconstruct(items, num_chunks=3)`; keeps what has been made already."""
+    made = {}
+
+    def run(items=None, **settings):
+        key = tuple(settings.items())
+        if items is None and key in made:
+            return made[key]
+        client = Client(items or simulation.items())
+        with pytest.MonkeyPatch.context() as patch:
+            folder = simulation.trajectory.file.parent
+            configure(patch, configuration.TfdConfig, folder, reconstruction=SETTINGS | settings)
+            tfd.process(client, "rtspiral_bart_tvrecon", simulation.header)
+        if items is None:
+            made[key] = client
+        return client
+
+    return run
+
+
+def frame_errors(images, truth):
+    factor = (images * truth).sum() / (images * images).sum()
+    return np.linalg.norm(factor * images - truth, axis=(1, 2)) / np.linalg.norm(truth, axis=(1, 2))
+
+
+# --- frames
+def test_frames_are_the_true_ones(reconstruct, simulation):
+    client = reconstruct()
+    truth = true_images(simulation, GROUPS)
+    still = np.broadcast_to(truth.mean(axis=0), truth.shape)
+    assert error(still, truth) > 0.12  # what there is to win
+    assert error(client.pixels, truth) < 0.085
+    assert change(client.pixels, truth) > 0.95
+    for wrong in (client.pixels[:, ::-1], client.pixels.transpose(0, 2, 1), np.roll(client.pixels, 1, axis=2)):
+        assert error(wrong, truth) > 0.2
+
+
+def test_images_carry_geometry_and_evenly_spaced_times(reconstruct, simulation):
+    client = reconstruct()
+    first = next(iter(simulation.acquisitions()))
+    ticks = ARMS * simulation.scan.tr / 2.5e-3
+    for n, image in enumerate(client.images):
+        assert image.acquisition_time_stamp == round(first.acquisition_time_stamp + n * ticks)
+        assert image.image_index == n + 1
+        assert image.data.dtype == np.int16
+        assert tuple(image.field_of_view) == pytest.approx((256, 256, 6))
+        assert tuple(image.read_dir) == tuple(first.read_dir)
+    assert client.pixels.max() == pytest.approx(4095 / 1.5, abs=2)  # one scale, with room above
+
+
+def test_waveforms_come_back_as_they_were(reconstruct, simulation):
+    sent = list(simulation.waveforms())
+    back = reconstruct().waveforms
+    assert [(one.waveform_id, one.time_stamp) for one in back] == [(one.waveform_id, one.time_stamp) for one in sent]
+    assert all(np.array_equal(one.data, other.data) for one, other in zip(back, sent, strict=True))
+
+
+def test_the_client_is_told_what_goes_on(reconstruct):
+    texts = reconstruct().texts
+    assert texts[0] == "INFO     112 readouts kept: 16 frames in 1 part(s)"
+    progress = re.compile(r"INFO     BART pics: iteration \d+ of 20, \d+ s elapsed, about \d+ s left")
+    assert any(progress.match(text) for text in texts)
+    assert not any(text.startswith("WARNING") for text in texts)
+
+
+def test_more_frames_than_there_are(reconstruct):
+    client = reconstruct(num_recon_frames=2000, num_iter=1)
+    assert len(client.images) == FRAMES
+    (warning,) = [text for text in client.texts if text.startswith("WARNING")]
+    assert "the scan has 16 frames, fewer than num_recon_frames = 2000" in warning
+
+
+def test_lost_readouts_move_nothing(reconstruct, simulation):
+    """Trajectory and times go by the scan counter."""
+    kept = [item for item in simulation.acquisitions() if not 30 <= item.scan_counter - 1 < 33]
+    client = reconstruct(kept)
+    start = client.images[0].acquisition_time_stamp
+    assert client.images[10].acquisition_time_stamp == round(start + (10 * ARMS + 3) * simulation.scan.tr / 2.5e-3)
+    numbers = np.delete(np.arange(ARMS * FRAMES + 3), np.s_[30:33])
+    assert error(client.pixels, true_images(simulation, numbers.reshape(FRAMES, ARMS))) < 0.08
+
+
+def test_too_few_readouts_for_a_frame(reconstruct, simulation):
+    with pytest.raises(bart_recon.DataError, match="5 readouts are fewer than the 7 of one frame"):
+        reconstruct(list(itertools.islice(simulation.acquisitions(), 5)))
+
+
+# --- chunks
+def test_seams_of_chunks_are_invisible(reconstruct, simulation):
+    """A seam's frames lose no more by chunking than others do; 3 chunks do not divide the frames evenly."""
+    truth = true_images(simulation, GROUPS)
+    whole = frame_errors(reconstruct().pixels, truth)
+    chunked = frame_errors(reconstruct(num_chunks=3, reg_lambda=3 * SETTINGS["reg_lambda"]).pixels, truth)
+    seams = [4, 5, 9, 10]
+    elsewhere = [n for n in range(FRAMES) if n not in seams]
+    assert (chunked / whole)[seams].mean() < 1.05 * (chunked / whole)[elsewhere].mean()
+    assert error(chunked, whole) < 0.15
+
+
+@pytest.mark.parametrize(("frames", "count"), [(48, 3), (2000, 5), (17, 5), (4, 9), (1, 1), (7, 7)])
+def test_chunks_cover_all_frames_once_and_overlap(frames, count):
+    chunks = list(tfd.split(frames, count))
+    assert len(chunks) == min(frames, count)
+    assert [n for chunk in chunks for n in chunk.kept] == list(range(frames))
+    assert max(len(chunk.kept) for chunk in chunks) - min(len(chunk.kept) for chunk in chunks) <= 1
+    for chunk in chunks:
+        assert chunk.frames == range(max(chunk.kept.start - 3, 0), min(chunk.kept.stop + 3, frames))
+
+
+def test_the_scale_is_taken_after_the_first_frames():
+    assert tfd.steady(tfd.Chunk(range(19), range(16))) == range(5, 16)
+    assert tfd.steady(tfd.Chunk(range(6), range(3))) == range(3)
+
+
+# --- sessions that go wrong
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    """Folder for all of BART's files, so that what is left behind shows."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(bart_tools, "_roomy_place", lambda needed: str(folder))
+    return folder
+
+
+@pytest.fixture
+def session(simulation, server, connect, monkeypatch, scratch):
+    """Server, and a function that opens a session with a BART of some shell lines (or a folder without one)."""
+    running = server(module_folders=(PROJECT,), server_options={"grace": 0.1})
+
+    def start(bart, readouts=ARMS * 3, close=True):
+        folder = simulation.trajectory.file.parent
+        settings = SETTINGS | {"BART_TOOLBOX_PATH": str(bart), "num_recon_frames": 3}
+        configure(monkeypatch, configuration.TfdConfig, folder, reconstruction=settings)
+        peer = connect(running.address)
+        items = itertools.islice(simulation.acquisitions(), readouts)
+        peer.send(ConfigFile("rtspiral_bart_tvrecon"), simulation.header, *items)
+        if close:
+            peer.send_close()
+        return peer
+
+    return running, start
+
+
+def serves_on(start):
+    texts = start(bart_tools.find_bart().path).receive()
+    return sum(isinstance(item, ismrmrd.Image) for item in texts) == 3
+
+
+def test_without_bart_the_client_is_told_before_the_scan_is_over(session, tmp_path):
+    _, start = session
+    peer = start(tmp_path, readouts=1, close=False)
+    (text,) = peer.receive()
+    assert text.startswith("ERROR")
+    assert "apt-get install bart" in text
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("echo 'nlinv is out of tune' >&2; exit 3", "bart nlinv failed with exit status 3: nlinv is out of tune"),
+        (r"printf '# Dimensions\n32 32 1 1\n' > out0.hdr; printf 123 > out0.cfl; exit 0", "out0.cfl has 3 bytes"),
+        ("exit 0", "there is no out0"),
+        ("cat /dev/zero > /dev/full; exit 1", "No space left on device"),
+        ("kill -9 $$", "was ended by signal 9"),
+    ],
+)
+def test_a_bart_that_fails_is_reported_and_leaves_nothing(session, scratch, tmp_path, body, words):
+    _, start = session
+    received = start(fake_bart(tmp_path / "bad", body)).receive()
+    assert not any(isinstance(item, ismrmrd.Image) for item in received)
+    assert re.match(r"ERROR    rtspiral_bart_tvrecon failed: \S*BartError", received[-1])
+    assert words in received[-1]
+    assert list(scratch.iterdir()) == []
+
+
+def test_after_a_failure_the_server_serves_on(session, scratch, tmp_path):
+    _, start = session
+    start(fake_bart(tmp_path / "bad", "exit 1")).receive()
+    assert serves_on(start)
+    assert list(scratch.iterdir()) == []
+
+
+HANGS = "echo $$ > '{0}.new'; mv '{0}.new' '{0}'; sleep 600"
+
+
+def hanging(tmp_path):
+    """BART that hangs, and the file that it writes its process id into."""
+    return fake_bart(tmp_path / "hangs", HANGS.format(tmp_path / "pid")), tmp_path / "pid"
+
+
+def test_bart_ends_when_the_client_has_gone(session, scratch, tmp_path, monkeypatch):
+    monkeypatch.setattr(bart_recon, "REPORT_INTERVAL", 0.1)
+    _, start = session
+    bart, pid = hanging(tmp_path)
+    peer = start(bart)
+    assert wait_until(pid.exists)
+    assert is_alive(int(pid.read_text()))
+    peer.close()
+    assert wait_until(lambda: not is_alive(int(pid.read_text())))
+    assert wait_until(lambda: not list(scratch.iterdir()))
+
+
+def test_bart_ends_when_the_server_is_stopped(session, scratch, tmp_path, monkeypatch):
+    monkeypatch.setattr(bart_recon, "REPORT_INTERVAL", 0.1)
+    running, start = session
+    bart, pid = hanging(tmp_path)
+    peer = start(bart)
+    assert wait_until(pid.exists)
+    running.stop()
+    assert not is_alive(int(pid.read_text()))
+    assert list(scratch.iterdir()) == []
+    assert any("the server is being stopped" in text for text in peer.receive())
+
+
+def test_bart_ends_when_a_server_of_processes_is_terminated(simulation, tmp_path, monkeypatch, connect):
+    """With the real interval of reports: a session has 3 s before its process is killed."""
+    bart, pid = hanging(tmp_path)
+    settings = SETTINGS | {"BART_TOOLBOX_PATH": str(bart)}
+    configure(monkeypatch, configuration.TfdConfig, simulation.trajectory.file.parent, reconstruction=settings)
+    (tmp_path / "here.py").write_text(
+        f"import configuration\nconfiguration.TfdConfig.FILE = {configuration.TfdConfig.FILE!r}\n"
+        "from rtspiral_bart_tvrecon import process\n"
+    )
+    options = ["-p", "0", "-m", "-M", str(tmp_path), "-d", "null", "--grace", "0"]
+    command = [sys.executable, str(PROJECT / "main.py"), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
+        port = next(found[1] for line in server.stdout if (found := re.search(r"Listening on \S+:(\d+)", line)))
+        peer = connect(("127.0.0.1", int(port)))
+        peer.send(ConfigFile("here"), simulation.header, *itertools.islice(simulation.acquisitions(), ARMS))
+        peer.send_close()
+        assert wait_until(pid.exists, 3 * PATIENCE)
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=2 * PATIENCE)
+    assert not is_alive(int(pid.read_text()))
