@@ -120,11 +120,11 @@ def allowed(kind: Any, limits: Parameter) -> str:
         kind, "a path in quotes"
     )
     if limits.minimum is not None and limits.maximum is not None:
-        words += f" from {limits.minimum:g} to {limits.maximum:g}"
+        words += f" from {limits.minimum} to {limits.maximum}"
     elif limits.minimum is not None:
-        words += f" of at least {limits.minimum:g}"
+        words += f" of at least {limits.minimum}"
     elif limits.maximum is not None:
-        words += f" of at most {limits.maximum:g}"
+        words += f" of at most {limits.maximum}"
     return words + (f" [{limits.unit}]" if limits.unit else "")
 
 
@@ -226,8 +226,11 @@ def _read_table(
             limits = names[name].metadata["parameter"]
             try:
                 found[name] = convert(value, kinds[name], limits)
-            except (ValueError, OverflowError):
+            except (ValueError, OverflowError, OSError, RuntimeError):  # the latter two of paths that cannot be
                 problems.append(f"{key} = {value!r}: must be {allowed(kinds[name], limits)}")
+    for name, item in names.items():  # also a default starts where relative paths start
+        if name not in found and kinds[name] == tuple[Path, ...]:
+            found[name] = tuple(project_path(path) for path in item.default)
     return cls(**found)
 
 
@@ -299,7 +302,7 @@ class SpiralConfig:
     """Top level of every spiral configuration file."""
 
     metafile_paths: tuple[Path, ...] = parameter(
-        (PROJECT_FOLDER / "seq_meta",), "Folders in which the metafile of the sequence is looked for, in this order."
+        (Path("seq_meta"),), "Folders in which the metafile of the sequence is looked for, in this order."
     )
 
 
@@ -307,8 +310,12 @@ class SpiralConfig:
 class ViewSharingReconstruction(SpiralReconstruction):
     """Table [reconstruction] of the view-sharing reconstruction."""
 
-    arms_per_frame: int = parameter(55, "Arms gridded into one frame: its temporal footprint.", "arms", minimum=1)
-    window_shift: int = parameter(17, "Arms from the start of one frame to the start of the next.", "arms", minimum=1)
+    arms_per_frame: int = parameter(
+        55, "Arms gridded into one frame: its temporal footprint.", "arms", minimum=1, maximum=1_000_000
+    )
+    window_shift: int = parameter(
+        17, "Arms from the start of one frame to the start of the next.", "arms", minimum=1, maximum=1_000_000
+    )
     ignore_arms_per_frame: bool = parameter(
         False, "Take as many arms per frame, and shift by as many, as the metafile has interleaves."
     )

@@ -1,5 +1,6 @@
 """Sends at the pace of a scan: readouts and waveforms leave when their time stamps, or TR, say so."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,10 @@ from latency import percentile
 from mrdhelper import ticks_to_seconds
 from mrdsource import Item
 
+logger = logging.getLogger(__name__)
+
+TICKS_PER_DAY = 24 * 3600 * 400
+LONG_WAIT = 10.0  # is announced [s]
 LEAD = 2.0  # between header and first readout, in which a scanner prepares and a server can set up [s]
 
 
@@ -47,10 +52,17 @@ class Pace:
             is_readout = isinstance(item, ismrmrd.Acquisition)
             stamp = item.acquisition_time_stamp if is_readout else item.time_stamp
             if start is None:
-                start, first_stamp = self._clock() + LEAD, stamp
-            due = ticks_to_seconds(max(0, stamp - first_stamp)) if stamp else self._tr * readouts
+                start = self._clock() + LEAD
+            if first_stamp is None and stamp:
+                first_stamp = stamp
+            due = self._tr * readouts
+            if stamp:
+                since = (stamp - first_stamp) % TICKS_PER_DAY  # scans may cross midnight
+                due = 0 if since > TICKS_PER_DAY // 2 else ticks_to_seconds(since)  # an item from before the first
             readouts += is_readout
             wait = start + due - self._clock()
+            if wait > LONG_WAIT:
+                logger.warning("the next item leaves in %.0f s: so far apart are the time stamps", wait)
             if wait > 0:
                 self._sleep(wait)
             self._lags.append(max(0.0, self._clock() - start - due))

@@ -1,16 +1,21 @@
 """Steps of a reconstruction that run at the same time: each iterator in a thread of its own, in order."""
 
-import queue
 import threading
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
-_END = object()
+
+def one(item: object) -> int:
+    """Weigh every item alike."""
+    return 1
 
 
-def threaded(items: Iterable[Item], capacity: int, name: str) -> Iterator[Item]:
+def threaded(
+    items: Iterable[Item], capacity: int, name: str, weight: Callable[[Item], int] = one
+) -> Iterator[Item]:
     """Yield the items of an iterator that a thread goes through ahead of the consumer.
 
     A chain of generators becomes a pipeline by wrapping its links: ``threaded(grid(threaded(receive(...))))``. What an
@@ -22,40 +27,78 @@ def threaded(items: Iterable[Item], capacity: int, name: str) -> Iterator[Item]:
     items : iterable
         Gone through in the thread.
     capacity : int
-        How many items may wait for the consumer; then the thread waits, so that memory is bounded.
+        How much may wait for the consumer; then the thread waits, so that memory is bounded.
     name : str
         Name of the thread.
+    weight : callable
+        How much of the capacity an item takes: by default 1, so that the capacity is a number of items.
     """
-    waiting: queue.Queue = queue.Queue(capacity)
-    stopped = threading.Event()
+    channel = _Channel(capacity)
 
     def run() -> None:
         try:
             for item in items:
-                waiting.put(item)
-                if stopped.is_set():
+                if not channel.put(item, weight(item)):
                     return
         except BaseException as error:  # noqa: BLE001 -- raised again in the consumer
-            waiting.put(_Raised(error))
+            channel.end(error)
         else:
-            waiting.put(_END)
+            channel.end(None)
         finally:
-            if stopped.is_set() and hasattr(items, "close"):
+            if channel.stopped and hasattr(items, "close"):
                 items.close()  # in turn, the links before it
 
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    thread.start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     try:
-        while (item := waiting.get()) is not _END:
-            if isinstance(item, _Raised):
-                raise item.error
-            yield item
+        yield from channel
     finally:
-        stopped.set()
-        while not waiting.empty():  # a thread that waits for room finds it, and then sees that it is to stop
-            waiting.get_nowait()
+        channel.stop()
 
 
-class _Raised:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+class _Channel:
+    """Hands items from one thread to another; what waits in between is limited."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._waiting: deque[tuple[Any, int]] = deque()
+        self._load = 0
+        self._changed = threading.Condition()
+        self._ended = False
+        self._error: BaseException | None = None
+        self.stopped = False
+
+    def put(self, item: Any, weight: int) -> bool:
+        """Wait for room and hand an item over; False when nobody wants it any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._load < self._capacity or self.stopped)
+            if self.stopped:
+                return False
+            self._waiting.append((item, weight))
+            self._load += weight
+            self._changed.notify_all()
+            return True
+
+    def end(self, error: BaseException | None) -> None:
+        """Let the consumer's iteration end, or raise, behind the items that wait."""
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Refuse further items."""
+        with self._changed:
+            self.stopped = True
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ended)
+                if not self._waiting:
+                    break
+                item, weight = self._waiting.popleft()
+                self._load -= weight
+                self._changed.notify_all()
+            yield item
+        if self._error is not None:
+            raise self._error

@@ -50,7 +50,7 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     settings = configuration.load(configuration.TfdConfig)
     options = settings.reconstruction
     solver = bart_recon.open_solver(options, connection.send_text)
-    scan = spiral.SpiralScan(settings, metadata, warn)
+    scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True)
 
     most = options.num_recon_frames * options.arms_per_frame
     readouts = bart_recon.receive(scan, connection, options.fov_oversampling, most)

@@ -10,10 +10,12 @@ References: Lim et al., Magn Reson Med 2017, doi 10.1002/mrm.26314 (real-time sp
 
 import functools
 import logging
+import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ismrmrd
@@ -26,13 +28,14 @@ import constants
 import mrdhelper
 import nufft
 import spiral
+from configuration import ViewSharingReconstruction
 from pipeline import threaded
 from slidingwindow import SlidingWindow
 from trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
 
-READOUTS_WAITING = 1024  # that may wait while the reconstruction is busy, some seconds; then the sender has to wait
+WAITING_BYTES = 128 << 20  # of readouts that may wait while the reconstruction is busy; then the sender has to wait
 FRAMES_WAITING = 64
 
 
@@ -43,7 +46,7 @@ def prepare(config: Any, metadata: Any) -> None:
     nufft.open_backend(settings.reconstruction.gpu_device)
     nufft.warm_up()
     if scan.response is None:  # else the tables wait for the orientation that the first readout brings
-        plan_for(scan, settings.reconstruction, None)
+        plan_for(scan, settings.reconstruction, scan.nominal)
 
 
 def process(connection: Any, config: Any, metadata: Any) -> None:
@@ -63,12 +66,15 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     nufft.open_backend(settings.reconstruction.gpu_device)
     scan = spiral.SpiralScan(settings, metadata, warn)
 
-    readouts = threaded(scan.readouts(connection), READOUTS_WAITING, "receiving")
+    readouts = threaded(scan.readouts(connection), WAITING_BYTES, "receiving", weight=lambda each: each.samples.nbytes)
     frames = threaded(reconstruct(readouts, scan, settings.reconstruction), FRAMES_WAITING, "reconstructing")
     to_pixels = as_complex if settings.reconstruction.save_complex else spiral.SeriesScale(metadata, warn)
+    index = 0
     for index, frame in enumerate(frames, start=1):
         connection.send_image(scan.image(to_pixels(frame.pixels), frame.head, index, frame.attributes(scan.ledger)))
         scan.ledger.sent(frame.arrival)
+    if index == 0:
+        warn(f"no image was made: {scan.ledger.received} imaging readouts came, fewer than one frame of a slice takes")
     spiral.to_client(connection, constants.MRD_LOGGING_INFO)(scan.ledger.summary())
 
 
@@ -102,18 +108,56 @@ class Frame:
         }
 
 
-@dataclass
 class Slice:
-    """What goes on in one slice: its window of arms, its coil maps, the headers of its latest arms."""
+    """One slice in one orientation: its window of arms, its coil maps, the headers of its latest arms.
 
-    plan: nufft.ArmPlan
-    window: SlidingWindow
-    heads: deque[ismrmrd.AcquisitionHeader]
-    maps: Any = field(default=None)
+    Parameters
+    ----------
+    plan
+        Tables of the trajectory.
+    first
+        Its first readout.
+    length, shift
+        Arms of a frame, and from frame to frame.
+    adaptive
+        Whether coils are combined by maps; else by the root of the sum of squares.
+    """
+
+    def __init__(
+        self, plan: nufft.ArmPlan, first: spiral.SpiralReadout, length: int, shift: int, adaptive: bool
+    ) -> None:
+        self.orientation = first.orientation
+        self._plan = plan
+        self._window = SlidingWindow(plan, first.samples.shape[0], length, shift)
+        self._heads: deque[ismrmrd.AcquisitionHeader] = deque(maxlen=length)
+        self._adaptive = adaptive
+        self._maps: Any = None
+
+    def add(self, readout: spiral.SpiralReadout) -> tuple[NDArray[Any], ismrmrd.AcquisitionHeader] | None:
+        """Grid a readout; returns image and header of the frame that it completes, if it does."""
+        self._heads.append(readout.head)
+        grid = self._window.add(readout.column, readout.samples)
+        if grid is None:
+            return None
+        with self._plan.device():
+            pixels = self._combine(self._plan.image(grid))
+        return nufft.to_host(pixels), self._heads[len(self._heads) // 2]
+
+    def _combine(self, images: Any) -> Any:
+        """Combine coil images [coil, row, column]."""
+        if not self._adaptive:
+            return coils.rssq(images)
+        if self._maps is not None:
+            return coils.combine(images, self._maps)
+        maps, combined = coils.inati(images)
+        # Maps of an image without signal, or with broken samples, would spoil all later ones.
+        if 0 < float(abs(combined).sum()) < math.inf:
+            self._maps = maps
+        return combined
 
 
 def reconstruct(
-    readouts: Iterable[spiral.SpiralReadout], scan: spiral.SpiralScan, settings: Any
+    readouts: Iterable[spiral.SpiralReadout], scan: spiral.SpiralScan, settings: ViewSharingReconstruction
 ) -> Iterator[Frame]:
     """Grid each arm when it comes, and yield each frame with its last arm.
 
@@ -125,28 +169,41 @@ def reconstruct(
         Where they come from.
     settings
         Table [reconstruction] of the configuration.
+
+    Raises
+    ------
+    ValueError
+        The frames of all slices together would take more memory than the machine can spare.
     """
-    combined = combine_by_maps if settings.coil_combine == "adaptive" else combine_by_rssq
     length, shift = settings.arms_per_frame, settings.window_shift
     if settings.ignore_arms_per_frame:
         length = shift = scan.nominal.interleaves
+    plan_of = functools.lru_cache(maxsize=8)(functools.partial(plan_for, scan, settings))
     slices: dict[int, Slice] = {}
     for readout in readouts:
         scan.ledger.begin(readout.arrival, mrdhelper.ticks_to_seconds(readout.head.acquisition_time_stamp))
-        here = slices.get(readout.head.idx.slice)
-        if here is None:
-            plan = plan_for(scan, settings, readout)
-            window = SlidingWindow(plan, readout.samples.shape[0], length, shift)
-            here = slices[readout.head.idx.slice] = Slice(plan, window, deque(maxlen=length))
-        here.heads.append(readout.head)
-        grid = here.window.add(readout.column, readout.samples)
-        if grid is not None:
-            yield Frame(
-                pixels=nufft.to_host(combined(here, here.plan.image(grid))),
-                head=here.heads[len(here.heads) // 2],
-                arrival=readout.arrival,
-                arrival_time=time.time() - (scan.ledger.now() - readout.arrival),
-            )
+        number = readout.head.idx.slice
+        here = slices.get(number)
+        if here is None or here.orientation != readout.orientation:
+            plan = plan_of(scan.trajectory_of(readout))
+            check_memory(plan, readout.samples.shape[0], length, shift, len(slices | {number: here}))
+            here = slices[number] = Slice(plan, readout, length, shift, settings.coil_combine == "adaptive")
+        frame = here.add(readout)
+        if frame is not None:
+            moment = time.time() - (scan.ledger.now() - readout.arrival)
+            yield Frame(*frame, arrival=readout.arrival, arrival_time=moment)
+
+
+def check_memory(plan: nufft.ArmPlan, coil_count: int, length: int, shift: int, slice_count: int) -> None:
+    """Raise a ValueError when the windows of all slices would take more than half of the machine's memory."""
+    needed = slice_count * SlidingWindow.grids(length, shift) * math.prod(plan.grid_shape) * coil_count * 8
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else 8 << 30
+    if needed > limit:
+        raise ValueError(
+            f"arms_per_frame = {length} with window_shift = {shift}, {coil_count} coils, {slice_count} slices and a "
+            f"grid of {plan.grid_shape} would take {needed >> 20} MiB, more than {limit >> 20} MiB: choose a larger "
+            "window_shift, or a smaller fov_oversampling"
+        )
 
 
 def as_complex(pixels: NDArray[Any]) -> NDArray[np.complex64]:
@@ -154,27 +211,16 @@ def as_complex(pixels: NDArray[Any]) -> NDArray[np.complex64]:
     return pixels.astype(np.complex64)
 
 
-def combine_by_maps(here: Slice, images: Any) -> Any:
-    """Combine coil images [coil, row, column] with the maps of the slice's first frame."""
-    if here.maps is None:
-        here.maps, _ = coils.inati(images)
-    return coils.combine(images, here.maps)
+def plan_for(scan: spiral.SpiralScan, settings: ViewSharingReconstruction, fitted: Trajectory) -> nufft.ArmPlan:
+    """Tables of a trajectory; those of the metafile's own are kept, since the next scan is often like the last."""
+    make = _kept_plan if fitted is scan.nominal else _make_plan
+    return make(fitted, settings.fov_oversampling, settings.gpu_device)
 
 
-def combine_by_rssq(here: Slice, images: Any) -> Any:
-    """Combine coil images [coil, row, column] by the root of the sum of squares."""
-    return coils.rssq(images)
-
-
-def plan_for(scan: spiral.SpiralScan, settings: Any, readout: spiral.SpiralReadout | None) -> nufft.ArmPlan:
-    """Tables of the trajectory for a readout's orientation and length, or, without readout, for the metafile's own."""
-    fitted = scan.nominal if readout is None else scan.trajectory_of(readout)
-    return _plan(fitted, settings.fov_oversampling, settings.gpu_device)
-
-
-@functools.lru_cache(maxsize=4)
-def _plan(fitted: Trajectory, fov_oversampling: float, gpu_device: int) -> nufft.ArmPlan:
-    """Tables of a trajectory; kept, since slices share them and the next scan is often like the last."""
+def _make_plan(fitted: Trajectory, fov_oversampling: float, gpu_device: int) -> nufft.ArmPlan:
     size = fitted.matrix_size(fov_oversampling)
     coordinates = fitted.cycles_per_fov(fov_oversampling)
     return nufft.ArmPlan(coordinates, (size, size), fitted.weights, gpu_device=gpu_device)
+
+
+_kept_plan = functools.lru_cache(maxsize=2)(_make_plan)

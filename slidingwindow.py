@@ -60,7 +60,12 @@ class SlidingWindow:
         self._free: list[Any] = []
         self._open, self._newer_sum = plan.zeros(coils), plan.zeros(coils)
 
-    def add(self, arm: int, data: Any | None) -> Any | None:
+    @staticmethod
+    def grids(arms_per_frame: int, window_shift: int) -> int:
+        """Return how many grids a window takes at most."""
+        return 2 * (arms_per_frame // window_shift) + 3
+
+    def add(self, arm: int, data: Any) -> Any | None:
         """Take the next arm; return the grid of the frame that it completes, for `ArmPlan.image`, or None.
 
         Parameters
@@ -68,13 +73,13 @@ class SlidingWindow:
         arm
             Which arm of the trajectory it is.
         data
-            Samples [coil, samples]; None for an arm that was lost: it counts, and is missing in its frames.
+            Samples [coil, samples].
         """
         # Here and not after a frame, so that a frame need not wait for it.
         with self._plan.device():
             self._drop()
         used = self._count % self._shift < self._length
-        if used and data is not None:
+        if used:
             self._plan.add_arm(self._open, arm, data)
         self._count += 1
         if not used:

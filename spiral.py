@@ -20,6 +20,7 @@ from latency import LatencyLedger
 
 logger = logging.getLogger(__name__)
 
+ORIENTATIONS = 16  # whose trajectories are kept at once
 FOV_TOLERANCE = 0.01  # relative difference of the header's field of view that is reported
 
 
@@ -64,6 +65,8 @@ class SpiralScan:
         The MRD header.
     warn
         Called with a text for the client.
+    keep_waveforms
+        Whether waveforms are kept; else they are dropped, so that memory does not grow with the scan.
 
     Raises
     ------
@@ -71,8 +74,15 @@ class SpiralScan:
         The metafile or the gradient response cannot be used: found out before any readout has come.
     """
 
-    def __init__(self, config: SpiralConfig, header: Any, warn: Callable[[str], None] = logger.warning) -> None:
+    def __init__(
+        self,
+        config: SpiralConfig,
+        header: Any,
+        warn: Callable[[str], None] = logger.warning,
+        keep_waveforms: bool = False,
+    ) -> None:
         self._config = config.reconstruction
+        self._keep_waveforms = keep_waveforms
         self._header = header
         self._warn = warn
         self.nominal = load_nominal(config, header)
@@ -105,7 +115,8 @@ class SpiralScan:
         """
         for item in items:
             if isinstance(item, ismrmrd.Waveform):
-                self.waveforms.append(item)
+                if self._keep_waveforms:
+                    self.waveforms.append(item)
                 continue
             if isinstance(item, ismrmrd.Image):
                 raise TypeError("an image came, but a spiral reconstruction needs raw data (readouts)")
@@ -129,6 +140,8 @@ class SpiralScan:
     def trajectory_of(self, readout: SpiralReadout) -> trajectory.Trajectory:
         """Trajectory on the raster of the readouts, corrected for the readout's orientation where that is asked for."""
         if readout.orientation not in self._trajectories:
+            if len(self._trajectories) >= ORIENTATIONS:
+                self._trajectories.clear()
             corrected = self.nominal
             if self.response is not None:
                 corrected = GIRF.correct_trajectory(self.nominal, self.response, readout.head, self._header)
@@ -147,7 +160,8 @@ class SpiralScan:
             if x or y:
                 self._warn(f"the header's field of view is {x:g} x {y:g} mm, the metafile's {designed:g} mm counts")
             x = y = designed
-        return (x * self._config.fov_oversampling, y * self._config.fov_oversampling, z)
+        factor = self.matrix / self.nominal.matrix_size()  # of whole pixels, as the images have them
+        return (factor * x, factor * y, z)
 
     def image(
         self, pixels: NDArray[Any], head: ismrmrd.AcquisitionHeader, index: int, meta: dict[str, Any] | None = None

@@ -48,7 +48,7 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     warn, tell = spiral.to_client(connection), spiral.to_client(connection, constants.MRD_LOGGING_INFO)
     settings = configuration.load(configuration.XdConfig)
     solver = bart_recon.open_solver(settings.reconstruction, connection.send_text)
-    scan = spiral.SpiralScan(settings, metadata, warn)
+    scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True)
 
     readouts = bart_recon.receive(scan, connection, settings.reconstruction.fov_oversampling)
     bins = sort(readouts.heads, scan.waveforms, settings, bart_recon.repetition_time(metadata), warn)

@@ -6,6 +6,7 @@ belongs to the column of the metafile that `ArmCounter` tells.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import difflib
 import logging
@@ -213,24 +214,6 @@ def find_metafile(signature: str, folders: Sequence[Path] = DEFAULT_FOLDERS) -> 
     raise TrajectoryError(f"no metafile {signature}.mat in {', '.join(places)}; {found}")
 
 
-def load_trajectory(header: Any, folders: Sequence[Path] = DEFAULT_FOLDERS) -> Trajectory:
-    """Read the trajectory of a scan.
-
-    Parameters
-    ----------
-    header
-        MRD header with the sequence signature.
-    folders
-        `metafile_paths` of the configuration.
-
-    Raises
-    ------
-    TrajectoryError
-        No signature, no metafile, or a metafile that cannot be used.
-    """
-    return read_metafile(find_metafile(signature_of(header), folders))
-
-
 def read_metafile(file: str | Path) -> Trajectory:
     """Read and check a metafile.
 
@@ -382,8 +365,8 @@ class ArmCounter:
     the slice changes with every readout, a slice sees every n-th column; when slices follow one another, a slice goes
     on where the one before stopped. Counters such as kspace_encode_step_1 are not reliable here and not used.
 
-    A counter that stands still or goes back (some converters leave it zero) cannot tell of gaps: such readouts are
-    numbered as they arrive.
+    A readout that comes late, behind one with a higher counter, goes where it belongs. A counter that stands still or
+    starts again (some converters leave it zero) cannot tell of gaps: such readouts are numbered as they arrive.
 
     Parameters
     ----------
@@ -398,28 +381,61 @@ class ArmCounter:
         self.missing = 0
         """Readouts lost so far."""
         self._on_gap = on_gap
-        self._number = -1
-        self._imaging: int | None = None  # scan counter of the imaging readout before
-        self._any = 0  # scan counter of the readout before, of whatever kind
-        self._lost = 0  # readouts lost since the imaging readout before
-        self._stuck = False
+        self._start: tuple[int, int] | None = None  # counter and number of the readout that counting starts from
+        self._highest = 0  # scan counter of imaging readouts so far
+        self._last_number = -1
+        self._others: list[int] = []  # scan counters, in order, of readouts that are none of imaging
+        self._gaps: list[tuple[int, int]] = []  # first and last scan counter of what is missing, in order
+        self._told = False
 
     def place(self, acquisition: ismrmrd.Acquisition) -> Arm | None:
         """Number the next readout; None for one that is not of imaging. Call it with every readout of the scan."""
         counter = acquisition.scan_counter
-        imaging = is_imaging(acquisition)
-        if self._imaging is not None:
-            if counter > self._any:
-                self._lost += counter - self._any - 1
-            elif not self._stuck:
-                self._stuck = True
-                logger.warning("scan_counter goes from %d to %d: counting readouts as they arrive", self._any, counter)
-        self._any = counter
-        if not imaging:
+        if not is_imaging(acquisition):
+            self._pass_by(counter)
             return None
-        if self._lost:
-            self.missing += self._lost
-            self._on_gap(Gap(self._imaging or 0, self._lost))
-        self._number += 1 + self._lost
-        self._imaging, self._lost = counter, 0
-        return Arm(self._number, self._number % self.columns)
+        if self._start is None:
+            self._restart(counter)
+        elif counter > self._highest:
+            self._advance(counter)
+        elif not self._arrives_late(counter):
+            if not self._told:
+                text = "scan_counter goes from %d to %d: counting readouts as they arrive"
+                logger.warning(text, self._highest, counter)
+                self._told = True
+            self._restart(counter)
+        start, first = self._start
+        number = first + counter - start - bisect.bisect_left(self._others, counter)
+        self._last_number = max(self._last_number, number)
+        return Arm(number, number % self.columns)
+
+    def _pass_by(self, counter: int) -> None:
+        """Take a readout that is none of imaging off the count, if its counter goes on with that of the others."""
+        latest = max([self._highest, *self._others[-1:]])
+        if self._start is not None and 0 < counter - latest <= self.columns:
+            self._others.append(counter)
+
+    def _restart(self, counter: int) -> None:
+        self._start = (counter, self._last_number + 1)
+        self._highest = counter
+        self._others, self._gaps = [], []
+
+    def _advance(self, counter: int) -> None:
+        between = bisect.bisect_left(self._others, counter) - bisect.bisect_right(self._others, self._highest)
+        lost = counter - self._highest - 1 - between
+        if lost:
+            self.missing += lost
+            self._gaps.append((self._highest + 1, counter - 1))
+            self._on_gap(Gap(self._highest, lost))
+        self._highest = counter
+
+    def _arrives_late(self, counter: int) -> bool:
+        """Whether a counter fills a gap, which is smaller then."""
+        place = bisect.bisect_right(self._gaps, counter, key=lambda gap: gap[0]) - 1
+        if place < 0 or not self._gaps[place][0] <= counter <= self._gaps[place][1] or counter in self._others:
+            return False
+        first, last = self._gaps[place]
+        rest = ((first, counter - 1), (counter + 1, last))
+        self._gaps[place : place + 1] = [part for part in rest if part[0] <= part[1]]
+        self.missing -= 1
+        return True

@@ -97,6 +97,21 @@ def test_readouts_without_time_stamps_leave_at_tr(clock):
     np.testing.assert_allclose(left, pacing.LEAD + np.array([0, 7e-3, 14e-3]))
 
 
+def test_scan_that_crosses_midnight_keeps_its_pace(clock):
+    items = [make_acquisition(number) for number in range(4)]
+    for number, item in enumerate(items):
+        item.acquisition_time_stamp = (pacing.TICKS_PER_DAY - 4 + 4 * number) % pacing.TICKS_PER_DAY
+    items[1].acquisition_time_stamp = pacing.TICKS_PER_DAY - 2
+    left = [clock.now - 100 for _ in Pace(make_header(), clock, clock.sleep).paced(iter(items))]
+    np.testing.assert_allclose(left, pacing.LEAD + np.array([0, 5e-3, 20e-3, 30e-3]))
+
+
+def test_waveform_without_a_time_stamp_does_not_set_the_clock(clock):
+    items = [make_waveform(0, time=0), make_acquisition(0), make_acquisition(1)]
+    left = [clock.now - 100 for _ in Pace(make_header(), clock, clock.sleep).paced(iter(items))]
+    np.testing.assert_allclose(left, pacing.LEAD + np.array([0, 0, 25e-3]))
+
+
 def test_images_pass_at_once(clock):
     images = [make_image(number) for number in range(3)]
     assert list(Pace(make_header(), clock, clock.sleep).paced(iter(images))) == images

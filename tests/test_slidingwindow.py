@@ -50,16 +50,6 @@ def test_every_frame_is_the_sum_of_its_arms(plan, length, shift):
         assert np.linalg.norm(grid - truth) < 1e-6 * np.linalg.norm(truth)
 
 
-def test_lost_arms_count_and_are_missing(plan):
-    window = SlidingWindow(plan, 2, 4, 2)
-
-    frames = [window.add(n % ARMS, None if n in (1, 4) else arm_data(n)) for n in range(8)]
-
-    assert [frame is not None for frame in frames] == [False] * 3 + [True, False] * 2 + [True]
-    for last, present in ((3, (0, 2, 3)), (5, (2, 3, 5)), (7, (5, 6, 7))):
-        np.testing.assert_allclose(frames[last], fresh_grid(plan, present), atol=1e-5)
-
-
 def test_refused_arm_does_not_count(plan):
     window = SlidingWindow(plan, 2, 2, 2)
     window.add(0, arm_data(0))

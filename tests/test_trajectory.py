@@ -15,7 +15,6 @@ from trajectory import (
     Trajectory,
     TrajectoryError,
     find_metafile,
-    load_trajectory,
     read_metafile,
     signature_of,
     write_metafile,
@@ -172,7 +171,7 @@ def test_first_folder_that_has_the_metafile(tmp_path):
     for folder, arms in zip(folders[1:], (3, 4), strict=True):
         folder.mkdir()
         write_metafile(spiral(arms=arms), folder / f"{SIGNATURE}.mat")
-    trajectory = load_trajectory(header(), folders)
+    trajectory = read_metafile(find_metafile(signature_of(header()), folders))
     assert (trajectory.arms, trajectory.file) == (3, tmp_path / "one" / f"{SIGNATURE}.mat")
 
 
@@ -284,6 +283,21 @@ def test_readouts_that_are_none_of_imaging_are_not_counted(flag):
     others = {1, 2, 5, 6, 9}
     arms, gaps = count([readout(n, flags=[flag] if n in others else []) for n in range(1, 11)])
     assert [arm and arm.number for arm in arms] == [None, None, 0, 1, None, None, 2, 3, None, 4]
+    assert gaps == []
+
+
+def test_readouts_that_come_late_go_where_they_belong():
+    arms, gaps = count([readout(n) for n in (1, 2, 4, 3, 5, 9, 7, 10)])
+    assert [arm.number for arm in arms] == [0, 1, 3, 2, 4, 8, 6, 9]
+    assert gaps == [Gap(2, 1), Gap(5, 3)]
+
+
+@pytest.mark.parametrize("strange", [0, 3, 9000, 2**32 - 1])
+def test_noise_readout_with_a_counter_of_its_own_shifts_nothing(strange):
+    noise = [ismrmrd.ACQ_IS_NOISE_MEASUREMENT]
+    readouts = [*(readout(n) for n in range(1, 11)), readout(strange, flags=noise), readout(11), readout(12)]
+    arms, gaps = count(readouts)
+    assert [arm.number for arm in arms if arm] == list(range(12))
     assert gaps == []
 
 
