@@ -2,12 +2,17 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
+import pydicom
+import pydicom.data
 import pytest
+from PIL import Image
 
 from mrdfile import MrdReader
 from test_main import PROJECT, ServerProcess
@@ -73,6 +78,34 @@ def copy_of_invertcontrast(path, old, new):
     source = (PROJECT / "invertcontrast.py").read_text("utf-8")
     assert len(re.findall(old, source, re.DOTALL)) == 1, "the README speaks of lines that are not in the module"
     path.write_text(re.sub(old, lambda _: new, source, flags=re.DOTALL), "utf-8")
+
+
+def test_dicom_images(walk, tmp_path):
+    source = Path(pydicom.data.get_testdata_file("MR_small.dcm", download=False))
+    (tmp_path / "dicoms" / "series").mkdir(parents=True)
+    shutil.copy(source, tmp_path / "dicoms" / "series" / "slice")
+    walk(["python main.py -v", *commands("DICOM images")])
+    (written,) = (tmp_path / "dicom_img_inverted").rglob("*.dcm")
+    before, after = (pydicom.dcmread(path) for path in (source, written))
+    assert after.PatientID == before.PatientID
+    assert np.corrcoef(before.pixel_array.ravel(), after.pixel_array.ravel())[0, 1] < -0.999
+
+
+def test_spiral_scans(walk, tmp_path):
+    (tmp_path / "seq_meta").mkdir()
+    walk(["python main.py -v", *commands("Spiral scans")])
+    with Image.open(tmp_path / next(tmp_path.glob("spiral_img*.gif"))) as movie:
+        assert movie.n_frames > 50
+
+
+def test_example_from_python(tmp_path):
+    (tmp_path / "seq_meta").mkdir()
+    done = subprocess.run(
+        [sys.executable, PROJECT / "doc" / "example.py", tmp_path], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "example.png") as picture:
+        assert picture.size == (640, 480)
 
 
 def prepare(walk):

@@ -1,0 +1,70 @@
+"""Server and client from Python, without command lines: simulate, reconstruct, draw.
+
+    python doc/example.py [FOLDER]
+
+writes ``example.png`` into a folder: a frame of a beating heart next to the truth, and a line through it over time.
+"""
+
+import sys
+import threading
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import matplotlib as mpl  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from client import ClientOptions, run  # noqa: E402
+from configuration import project_path  # noqa: E402
+from generate_spiral_dataset import write_raw  # noqa: E402
+from mrdfile import MrdReader  # noqa: E402
+from server import Server, ServerOptions  # noqa: E402
+from session import SessionOptions  # noqa: E402
+from spiraldesign import SpiralDesign, design_spiral  # noqa: E402
+from spiralsimulation import Scan, simulate  # noqa: E402
+from trajectory import write_metafile  # noqa: E402
+
+
+def main(folder: Path) -> Path:
+    """Run the example; returns the picture."""
+    # A scan: 3.4 s of a beating, breathing chest, with the metafile that its reconstruction looks for.
+    simulation = simulate(design_spiral(SpiralDesign()), Scan(readouts=600, coils=4))
+    write_metafile(simulation.trajectory, project_path("seq_meta") / simulation.trajectory.file.name)
+    write_raw(simulation, folder / "example_raw.h5")
+
+    # The server, in a thread, on any free port; modules come from the project's folder.
+    server = Server(ServerOptions(port=0, session=SessionOptions(module_folders=(PROJECT,))))
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    try:
+        source, output = folder / "example_raw.h5", folder / "example_img.h5"
+        result = run(ClientOptions(source, port=server.address[1], config="simplenufft1arm", output=output))
+    finally:
+        server.stop()
+        thread.join()
+    if result.errors:
+        raise SystemExit(result.errors[0])
+
+    with MrdReader(result.output, result.group) as file:
+        frames = np.stack([image.data[0, 0] for image in file.images()]).astype(float)
+    middles = [range(17 * number + 24, 17 * number + 31) for number in range(len(frames))]
+    return draw(frames, simulation.truth.frames(middles), folder / "example.png")
+
+
+def draw(frames: np.ndarray, truth: np.ndarray, path: Path) -> Path:
+    """Draw a frame [row, column] and a line over time [frame, column], reconstructed and true."""
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.subplots(2, 2)
+    for column, (title, images) in enumerate((("reconstructed", frames), ("truth", truth))):
+        axes[0, column].imshow(images[len(images) // 2], cmap=mpl.colormaps["gray"])
+        axes[0, column].set_title(title)
+        axes[1, column].imshow(images[:, images.shape[1] // 2], cmap=mpl.colormaps["gray"], aspect="auto")
+        axes[1, column].set(xlabel="column", ylabel="frame")
+    figure.savefig(path, dpi=80)
+    return path
+
+
+if __name__ == "__main__":
+    print(main(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))
