@@ -91,7 +91,7 @@ def test_empty_path_is_none_and_others_are_absolute(tmp_path):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("arms_per_frame = true", "reconstruction.arms_per_frame = True: must be a whole number from 1 to 1000000 [arms]"),
+        ("arms_per_frame = true", "reconstruction.arms_per_frame = True: must be a whole number from 1 to 1000000"),
         ("arms_per_frame = 55.0", "a whole number"),
         ("arms_per_frame = 0", "arms_per_frame = 0: must be a whole number from 1 to 1000000"),
         ('arms_per_frame = "55"', "arms_per_frame = '55'"),
