@@ -8,7 +8,7 @@ from GIRF import load_girf, predict_trajectory, rotation_of
 from mrdfile import MrdReader
 from spiraldesign import synthetic_girf
 from spiraltruth import Truth
-from trajectory import load_trajectory, write_metafile
+from trajectory import find_metafile, read_metafile, signature_of, write_metafile
 
 SMALL = ["-m", "48", "--interleaves", "12", "-c", "2", "-a", "40", "--arms-in-metafile", "20"]
 
@@ -30,7 +30,7 @@ def run(tmp_path, capsys):
 
 def test_raw_data_metafile_and_truth_belong_together(run, tmp_path):
     text, header, readouts, waveforms = run()
-    trajectory = load_trajectory(header, [tmp_path / "seq_meta"])
+    trajectory = read_metafile(find_metafile(signature_of(header), [tmp_path / "seq_meta"]))
     assert (len(readouts), trajectory.arms, trajectory.matrix_size()) == (40, 20, 48)
     assert trajectory.fitted_to(readouts[0]) is trajectory
     assert {waveform.waveform_id for waveform in waveforms} == {0, 1025}
@@ -56,7 +56,7 @@ def test_an_invented_response_is_written_and_explains_the_data(run, tmp_path):
     assert "raw_girf.mat" in text
     response = load_girf(tmp_path / "raw_girf.mat")
     np.testing.assert_allclose(response, synthetic_girf())
-    trajectory = load_trajectory(header, [tmp_path / "seq_meta"])
+    trajectory = read_metafile(find_metafile(signature_of(header), [tmp_path / "seq_meta"]))
     predicted = predict_trajectory(trajectory.k, response, trajectory.dwell, rotation_of(readouts[0], header))
     truth = Truth.load(tmp_path / "raw_truth.h5")
     np.testing.assert_allclose(truth.actual_k, predicted, atol=1e-3)  # directions are stored in single precision
@@ -80,7 +80,7 @@ def test_a_given_metafile_is_used_and_copied(run, tmp_path):
     trajectory = generator.design_spiral(design, tmp_path)
     file = write_metafile(trajectory)
     _, header, readouts, _ = run("--metafile", str(file))
-    read = load_trajectory(header, [tmp_path / "seq_meta"])
+    read = read_metafile(find_metafile(signature_of(header), [tmp_path / "seq_meta"]))
     assert read.file == tmp_path / "seq_meta" / file.name
     assert (read.arms, read.matrix_size(), readouts[0].number_of_samples) == (11, 50, trajectory.readout_length)
     run("--metafile", str(tmp_path / "seq_meta" / file.name))  # where it belongs already
