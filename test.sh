@@ -10,6 +10,9 @@ command -v bart >/dev/null || packages="$packages bart"
 command -v ismrmrd_recon_cartesian_2d >/dev/null || packages="$packages ismrmrd-tools"
 command -v dciodvfy >/dev/null || packages="$packages dicom3tools"
 command -v dcmdump >/dev/null || packages="$packages dcmtk"
+command -v zip >/dev/null || packages="$packages zip"
+PATH=$PATH:/usr/sbin:/sbin command -v mke2fs >/dev/null || packages="$packages e2fsprogs"
+[ "$(id -u)" = 0 ] || command -v fakeroot >/dev/null || packages="$packages fakeroot"
 if [ -n "$packages" ]; then
     install="apt-get update -q && apt-get install -y -q --no-install-recommends$packages"
     if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then

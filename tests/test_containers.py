@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -200,19 +199,12 @@ def test_build_image_knows_two_kinds(tmp_path):
     assert (done.returncode, "expected cpu or cuda" in done.stderr) == (2, True)
 
 
-needs_mke2fs = pytest.mark.skipif(
-    shutil.which("mke2fs", path=PATH) is None or (os.getuid() != 0 and shutil.which("fakeroot") is None),
-    reason="needs e2fsprogs, and fakeroot for another user than root",
-)
-
-
 def in_image(image, command):
     return subprocess.run(
         ["debugfs", "-R", command, image], env=os.environ | {"PATH": PATH}, capture_output=True, check=True
     ).stdout
 
 
-@needs_mke2fs
 def test_chroot_image_holds_the_files(fake_docker, tmp_path):
     output = tmp_path / "my images" / "server.img"
     output.parent.mkdir()
@@ -233,15 +225,12 @@ def test_chroot_image_holds_the_files(fake_docker, tmp_path):
     assert output.stat().st_size % (1 << 20) == 0
 
 
-@needs_mke2fs
 def test_chroot_image_of_a_size_from_an_archive(fake_docker, tmp_path):
     done = run("make-chroot-image.sh", "-s", 30, tmp_path / "export of it.tar", "a.img", cwd=tmp_path, DOCKER="false")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.img").stat().st_size == 30 << 20
 
 
-@needs_mke2fs
-@pytest.mark.skipif(shutil.which("zip") is None, reason="needs zip")
 def test_zip_holds_the_image(fake_docker, tmp_path):
     import zipfile
 
@@ -270,7 +259,6 @@ def test_wrong_command_lines_say_what_is_wrong(tmp_path, arguments, said):
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_mke2fs
 def test_what_fails_leaves_nothing_behind(fake_docker, tmp_path):
     before = {*tmp_path.iterdir(), tmp_path / "asked"}
     for arguments in (["-s", "0", "export of it.tar", "a.img"], ["not there", "a.img"]):

@@ -309,7 +309,6 @@ print("done", flush=True)
 """
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="gadgetron listens on IPv6 sockets only")
 def test_gadgetron_as_the_server(scan, tmp_path, no_leaks):
     config = tmp_path / "config.xml"
     config.write_text("<configuration><name>größer</name></configuration>", "utf-8")

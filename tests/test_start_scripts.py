@@ -22,8 +22,6 @@ SAVING = "start-fire-python-server-with-data-storage.sh"
 SYNCING = "sync-code-and-start-fire-python-server.sh"
 SCRIPTS = (PLAIN, SAVING, SYNCING)
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the scripts are for Linux")
-
 
 @pytest.fixture
 def installed(tmp_path):
