@@ -11,6 +11,7 @@ Uecker et al., Magn Reson Med 2014;71:990, doi 10.1002/mrm.24751 (pics: reconstr
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Readouts:
         Raises
         ------
         DataError
-            It has other coils, or lies in another slice, than the first.
+            It has other coils, or lies in another slice, than the first, or holds NaN or infinity.
         """
         first = self._first
         if readout.samples.shape != first.samples.shape:
@@ -97,6 +98,8 @@ class Readouts:
                 f"readout {readout.head.scan_counter} is of another slice than the first: this reconstruction takes "
                 "scans of one slice"
             )
+        if not np.isfinite(readout.samples).all():  # one would make all images of its part black
+            raise DataError(f"readout {readout.head.scan_counter} holds samples that are no numbers")
         if len(self) == len(self._rows):  # in place where the system can remap memory: no second copy
             self._rows.resize((len(self) + max(FIRST_ROWS, len(self) // 8), *first.samples.shape), refcheck=False)
         self._rows[len(self)] = readout.samples
@@ -123,13 +126,15 @@ def receive(
             kept.append(readout)
     if kept is None:
         raise DataError("no imaging readout was received")
+    if not any(samples.any() for samples in kept.samples):
+        raise DataError(f"all samples of the {len(kept)} imaging readouts are zero")
     return kept
 
 
 def repetition_time(metadata: Any) -> float | None:
     """TR of the MRD header [s]; None when it does not say."""
     times = getattr(getattr(metadata, "sequenceParameters", None), "TR", None) or [0.0]
-    return 1e-3 * float(times[0]) if times[0] > 0 else None
+    return 1e-3 * float(times[0]) if 0 < times[0] < math.inf else None
 
 
 # --- BART for one client --------------------------------------------------------------------------------------------

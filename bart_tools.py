@@ -39,6 +39,7 @@ READ_DIM, PHS1_DIM, PHS2_DIM, COIL_DIM, MAPS_DIM = 0, 1, 2, 3, 4
 TIME_DIM, TIME2_DIM = 10, 11
 DIMENSIONS = 16
 
+_FOLDER_PREFIX = "mrd-bart-"
 ENVIRONMENT_VARIABLES = ("BART_TOOLBOX_PATH", "BART_PATH", "TOOLBOX_PATH")
 DEFAULT_TIMEOUT = 6 * 3600.0  # [s], longer than any sensible reconstruction, so that every wait ends
 RAM_DISK = Path("/dev/shm")
@@ -106,6 +107,9 @@ def find_bart(configured: str | Path = "") -> Bart:
             "or set BART_TOOLBOX_PATH in the config file to the folder of your own build (empty: environment variable "
             f"{' or '.join(ENVIRONMENT_VARIABLES)}, then PATH)."
         )
+    for name, place in places.items():
+        if place and not _executable(Path(place)):
+            logger.warning("There is no executable bart in %s (%s): %s is used", place, name, path)
     return _probe(path, path.stat().st_mtime_ns)
 
 
@@ -329,7 +333,9 @@ def run(
     listener = _Listener(command, _iterations(options), progress, progress_interval)
     parent = _roomy_place(needed + (needed if output_bytes is None else output_bytes))
     # cleanup errors are ignored because a killed grandchild may still be closing its files; the system takes them down
-    with tempfile.TemporaryDirectory(prefix="bart-", dir=parent, ignore_cleanup_errors=True) as name:
+    _sweep(parent)
+    prefix = f"{_FOLDER_PREFIX}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         names = [f"out{index}" for index in range(outputs)]
         arguments = [str(bart.path), command, *_place(folder, command, (*options, *inputs)), *names]
@@ -341,6 +347,17 @@ def run(
             return tuple(read_cfl(folder / output) for output in names)
         except BartError as error:
             raise BartError(f"bart {command} ended well, but {error}: {listener.words()}{_space(folder)}") from error
+
+
+def _sweep(parent: Path | None) -> None:
+    """Remove what servers that were killed left behind: a RAM disk full of it would starve the machine."""
+    for folder in Path(parent or tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        found = re.match(r"(\d+)-", folder.name.removeprefix(_FOLDER_PREFIX))
+        try:
+            if found and folder.stat().st_uid == os.getuid() and not Path(f"/proc/{found[1]}").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            logger.debug("%s is left: %s", folder, error)
 
 
 def _place(folder: Path, command: str, items: Sequence[str | float | np.ndarray]) -> list[str]:

@@ -125,7 +125,7 @@ class MrdReader:
             yield
         except MrdFileError:
             raise
-        except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
             place = f"{what} of group '{self.group}'"
             raise MrdFileError(f"{self.path}: {place} is not laid out as in an MRD file: {error}") from error
 

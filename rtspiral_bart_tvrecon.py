@@ -4,9 +4,10 @@ Minimises, over the frames x of a chunk of the scan,
 
     1/2 ||E x - y||^2 + weight * ||D_t x||,
 
-E: coil maps and non-uniform Fourier transform of each frame's own arms; D_t: difference from frame to frame, whose
-norm is, pixel by pixel, taken over the whole chunk; weight: reg_lambda times the frames of a chunk. Settings:
-``configs/rtspiral_bart_tvrecon_config.toml``, read for each scan. See ``doc/tfd.md``.
+E: coil maps and non-uniform Fourier transform of each frame's own arms; D_t: difference from frame to frame, and, as
+BART takes it, from the last to the first; its norm is, pixel by pixel, taken over the whole chunk; weight: reg_lambda
+times the frames of a chunk. Settings: ``configs/rtspiral_bart_tvrecon_config.toml``, read for each scan. See
+``doc/tfd.md``.
 
 Reference: Lim et al., Magn Reson Med 2019;81:234, doi 10.1002/mrm.27393 (temporal finite differences, spirals).
 """
@@ -31,6 +32,7 @@ from bart_tools import TIME_DIM
 logger = logging.getLogger(__name__)
 
 OVERLAP = 3  # frames that chunks reach into their neighbours; dropped afterwards
+TIME_TOLERANCE = 0.05  # between the time stamps and the header's TR, over the whole scan [s]
 UNSTEADY_FRAMES = 5  # at the start of a scan, too bright to tell the data's scale
 
 
@@ -58,6 +60,7 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     chunks = list(split(frames, options.num_chunks))
     tell(f"{len(readouts)} readouts kept: {frames} frames in {len(chunks)} part(s)")
 
+    check_time(readouts, metadata, warn)
     maps = solver.coil_maps(readouts)
     scale = bart_recon.data_scale(readouts, maps, options.arms_per_frame, steady(chunks[0]))
     weight = options.reg_lambda * frames / len(chunks)
@@ -126,6 +129,17 @@ def reconstruct(
         (TIME_DIM,),
     )
     return images[chunk.kept.start - chunk.frames.start :][: len(chunk.kept)]
+
+
+def check_time(readouts: bart_recon.Readouts, metadata: Any, warn: Callable[[str], None]) -> None:
+    """Say so when the header's TR, which the time stamps of frames follow, does not agree with those of readouts."""
+    tr = bart_recon.repetition_time(metadata)
+    first, last = readouts.heads[0], readouts.heads[-1]
+    measured = (last.acquisition_time_stamp - first.acquisition_time_stamp) * mrdhelper.SECONDS_PER_TICK
+    counted = (readouts.numbers[-1] - readouts.numbers[0]) * (tr or 0.0)
+    if tr and measured > 0 and abs(measured - counted) > TIME_TOLERANCE:
+        by_header = f"{counted:.3f} s by the header's TR of {1e3 * tr:g} ms, which the frames' times follow"
+        warn(f"the scan took {measured:.3f} s by its time stamps, but {by_header}")
 
 
 def head_of(readouts: bart_recon.Readouts, frame: int, arms: int, metadata: Any) -> ismrmrd.AcquisitionHeader:

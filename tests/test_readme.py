@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pydicom.data
 import pytest
 from PIL import Image
 
+from conftest import PATIENCE
 from mrdfile import MrdReader
 from test_main import PROJECT, ServerProcess
 
@@ -96,6 +98,25 @@ def test_spiral_scans(walk, tmp_path):
     walk(["python main.py -v", *commands("Spiral scans")])
     with Image.open(tmp_path / next(tmp_path.glob("spiral_img*.gif"))) as movie:
         assert movie.n_frames > 50
+
+
+def test_keeping_what_comes_in(walk, tmp_path):
+    start, *_ = commands("Keep what comes in")
+    walk([*commands("Reconstruct a phantom, step by step")[:1], start])
+    walk(["python client.py -c null phantom_raw.h5"])
+    deadline = time.monotonic() + PATIENCE
+    while not (saved := list((tmp_path / "saved_data").glob("*.h5"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    walk(["python recorder.py saved_data", f"python client.py -c null {saved[0]}"])
+
+
+def test_documented_commands_of_spirals(walk, tmp_path):
+    (tmp_path / "seq_meta").mkdir()
+    text = (PROJECT / "doc" / "spiral.md").read_text("utf-8")
+    block = re.findall(r"^```\n(python generate.*?)```$", text, re.MULTILINE | re.DOTALL)[-1]
+    walk(line.replace("--realtime ", "") for line in block.splitlines())  # the paced run is in test_spiral_scans
+    assert list(tmp_path.glob("spiral_img*.gif"))
 
 
 def test_example_from_python(tmp_path):

@@ -85,7 +85,10 @@ def true_bins(simulation, n_respiratory, n_cardiac, delay=0.0):
     truth = simulation.truth
     shown = truth.beats[(truth.beats + delay >= 0) & (truth.beats + delay <= truth.time[-1])]
     beats = np.rint(shown / simulation.scan.tr).astype(int)
-    cardiac = physio.cardiac_bins(beats, truth.time.size, n_cardiac)
+    width = int(0.9 * np.diff(beats).min()) // n_cardiac
+    readouts = np.arange(truth.time.size)
+    since = readouts - beats[np.clip(np.searchsorted(beats, readouts, "right") - 1, 0, None)]
+    cardiac = np.where((since >= 0) & (since < width * n_cardiac), since // width, -1)
     low, high = np.quantile(truth.inhalation, [0.05, 0.95])
     half = n_respiratory // 2
     up = np.clip(np.floor(half * (truth.inhalation - low) / (high - low)), 0, half - 1).astype(int)
