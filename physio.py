@@ -15,7 +15,7 @@ the readouts that there are:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -54,6 +54,7 @@ class Raster:
     start: float  # time of slot 0, the first readout [s]
     tr: float  # time between slots [s]
     index: np.ndarray  # slot of each readout, ascending [readouts]
+    warn: Callable[[str], None] = logger.warning  # told what is odd about waveforms on this raster
 
     @property
     def size(self) -> int:
@@ -94,7 +95,12 @@ def _name(waveform_id: int) -> str:
     return f"{kind}waveform (waveform_id {waveform_id})"
 
 
-def readout_raster(time_stamps: np.ndarray, scan_counters: np.ndarray | None = None, tr: float | None = None) -> Raster:
+def readout_raster(
+    time_stamps: np.ndarray,
+    scan_counters: np.ndarray | None = None,
+    tr: float | None = None,
+    warn: Callable[[str], None] = logger.warning,
+) -> Raster:
     """Find the raster that readouts were taken on.
 
     The readout with number n is at start + n * TR, both from a least-squares line through all time stamps: single
@@ -131,17 +137,19 @@ def readout_raster(time_stamps: np.ndarray, scan_counters: np.ndarray | None = N
     pause = np.diff(times) - steps * guess
     pause[np.abs(pause) <= 2 * SECONDS_PER_TICK] = 0
     if np.any(pause > 0):
-        logger.warning("the scan paused %d times, for %.3f s at most", np.count_nonzero(pause > 0), pause.max())
+        warn(f"the scan paused {np.count_nonzero(pause > 0)} times, for {pause.max():.3f} s at most")
     index = np.concatenate(([0], np.cumsum(np.maximum(steps + np.rint(pause / guess).astype(np.int64), 1))))
     if (lost := int(index[-1]) + 1 - index.size) and not np.any(pause > 0):
-        logger.warning("%d of %d readouts are missing", lost, int(index[-1]) + 1)
+        warn(f"{lost} of {int(index[-1]) + 1} readouts are missing")
     fitted, start = np.polyfit(index, times, 1)
     if tr is not None and abs(fitted - tr) > 0.01 * tr:
-        logger.warning("TR is %g s by the header, but %g s by the time stamps, which is used", tr, fitted)
-    return Raster(float(start), float(fitted), index)
+        warn(f"TR is {tr:g} s by the header, but {fitted:g} s by the time stamps, which is used")
+    return Raster(float(start), float(fitted), index, warn)
 
 
-def collect(waveforms: Iterable[Any], waveform_id: int) -> Signal:
+def collect(
+    waveforms: Iterable[Any], waveform_id: int, warn: Callable[[str], None] = logger.warning
+) -> Signal:
     """Join the packets of one waveform, in whatever order they came.
 
     Packets that follow each other without a gap are on one raster, fitted to all their time stamps. Gaps stay gaps in
@@ -173,12 +181,12 @@ def collect(waveforms: Iterable[Any], waveform_id: int) -> Signal:
         late = stamp - stamps[-1] - interval * pieces[-1].shape[1] if pieces else np.inf
         if late < -tolerance:
             doubled = min(int(np.rint(-late / interval)), data.shape[1])
-            logger.warning("%s: %d samples at %.3f s came twice", name, doubled, stamp)
+            warn(f"{name}: {doubled} samples at {stamp:.3f} s came twice")
             data, stamp = data[:, doubled:], stamp + doubled * interval
             if not data.size:
                 continue
         elif tolerance < late < np.inf:
-            logger.warning("%s: nothing for %.3f s from %.3f s on", name, late, stamp - late)
+            warn(f"{name}: nothing for {late:.3f} s from {stamp - late:.3f} s on")
         firsts.append(0 if late > tolerance else firsts[-1] + pieces[-1].shape[1])
         stamps.append(stamp)
         pieces.append(data)
@@ -207,7 +215,7 @@ def _check_coverage(signal: Signal, raster: Raster) -> None:
     if part < MINIMUM_COVERAGE:
         raise PhysioError(f"{signal.span()}, {raster.span()}: they {what}, needed is {100 * MINIMUM_COVERAGE:.0f} %")
     if part < 0.99:
-        logger.warning("%s, %s: they %s", signal.span(), raster.span(), what)
+        raster.warn(f"{signal.span()}, {raster.span()}: they {what}")
 
 
 def _times_on_raster(signal: Signal, raster: Raster) -> np.ndarray:
@@ -237,7 +245,7 @@ def _trigger_slots(signal: Signal, raster: Raster, row: int, nothing: int) -> np
 
 def ecg_triggers(waveforms: Iterable[Any], raster: Raster) -> np.ndarray:
     """Heartbeats in the ECG: slots nearest in time to where row 4 becomes other than 0, [triggers]."""
-    return _trigger_slots(collect(waveforms, ECG), raster, ECG_TRIGGER_ROW, 0)
+    return _trigger_slots(collect(waveforms, ECG, raster.warn), raster, ECG_TRIGGER_ROW, 0)
 
 
 def pilot_tone_triggers(
@@ -248,7 +256,7 @@ def pilot_tone_triggers(
     They come `delay` [s] late and are moved back by it, which may lead to negative slots.
     """
     row = DERIVATIVE_TRIGGER_ROW if derivative else TRIGGER_ROW
-    slots = _trigger_slots(collect(waveforms, PILOT_TONE), raster, row, PILOT_TONE_ZERO)
+    slots = _trigger_slots(collect(waveforms, PILOT_TONE, raster.warn), raster, row, PILOT_TONE_ZERO)
     return slots - int(np.rint(delay / raster.tr))
 
 
@@ -316,7 +324,7 @@ def cardiac_bins(triggers: np.ndarray, n_readouts: int, n_bins: int) -> np.ndarr
 
 def respiration(waveforms: Iterable[Any], raster: Raster) -> np.ndarray:
     """Respiratory amplitude for every slot, from row 0 of the pilot tone; NaN where there is no sample, [slots]."""
-    signal = collect(waveforms, PILOT_TONE)
+    signal = collect(waveforms, PILOT_TONE, raster.warn)
     _check_coverage(signal, raster)
     times = _times_on_raster(signal, raster)
     after = np.clip(np.searchsorted(times, raster.times), 1, max(times.size - 1, 1)) % times.size

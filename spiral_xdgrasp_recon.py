@@ -93,7 +93,7 @@ def sort(
     """
     binning, discard = settings.binning, settings.reconstruction
     stamps, counters = zip(*((head.acquisition_time_stamp, head.scan_counter) for head in heads), strict=True)
-    raster = physio.readout_raster(np.array(stamps), np.array(counters), tr)
+    raster = physio.readout_raster(np.array(stamps), np.array(counters), tr, warn)
     triggers = physio.cardiac_triggers(waveforms, binning.trigger_source, raster, binning.ecg_pilottone_delay)
     cardiac = physio.cardiac_bins(triggers, raster.size, binning.n_cardiac_bins)
     amplitude = physio.respiration(waveforms, raster)

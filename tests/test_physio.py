@@ -429,3 +429,12 @@ def test_empty_bins_are_named(caplog):
         physio.bin_table(np.full(4, -1), np.zeros(4), 2, 2, fill_small_bins=True)
     with pytest.raises(PhysioError, match="and 47 more"):
         physio.bin_table(RESPIRATORY, CARDIAC, 7, 8, fill_small_bins=False)
+
+
+def test_what_is_odd_is_told_to_whoever_asked():
+    told = []
+    stamps = 1000 + np.round(np.arange(500) * 2.4).astype(int)
+    raster = readout_raster(stamps, np.arange(500), tr=5e-3, warn=told.append)
+    assert len(told) == 1
+    assert "TR is 0.005 s by the header" in told[0]
+    assert raster.warn == told.append
