@@ -105,6 +105,8 @@ def frame_meta(frame: Frame) -> dict[str, Any]:
     if types := [clean_text(value) for value in frame.texts("ImageType")]:
         meta["ImageType"] = types
     slope, intercept = frame.number("RescaleSlope"), frame.number("RescaleIntercept")
+    if slope == 0:
+        slope = 1.0  # it would make all pixels the same, and nothing could undo it
     if slope is not None and intercept is not None:
         meta["RescaleSlope"], meta["RescaleIntercept"] = repr(slope), repr(intercept)
     centre, width = frame.number("WindowCenter"), frame.number("WindowWidth")

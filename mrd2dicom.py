@@ -147,7 +147,10 @@ def from_source(parts: list[Part], plan: SeriesPlan) -> Dataset:
             shown = (plan.values.low, plan.values.high) if part.changed else None
             put_window(frame, part.meta, rescale, shown)
     dataset = parts[0].source
-    if is_multiframe(dataset):
+    if not is_multiframe(dataset):
+        if "NumberOfFrames" in dataset:
+            dataset.NumberOfFrames = 1
+    else:
         types = {tuple(part.source.get("ImageType") or ()) for part in parts}
         altered = [number for number, part in enumerate(parts) if part.changed]
         main = altered[0] if altered else 0
@@ -276,7 +279,7 @@ def convert(path: Path, folder: Path, group: str | None = None) -> int:
     Raises
     ------
     MrdFileError
-        When the file cannot be read, or holds no images.
+        When the file cannot be read, or holds no images with pixels.
     OSError
         When the output cannot be written.
     """
@@ -286,12 +289,18 @@ def convert(path: Path, folder: Path, group: str | None = None) -> int:
         header = None if reader.header_xml is None else parse_header(reader.header_xml)
         total = reader.image_count
         plans = plan_series(track(_valid(reader), total, "reading image"))
+        if not plans:
+            raise MrdFileError(f"none of the {total} images of {path} in group '{reader.group}' has pixels")
+        valid = 0
         folder.mkdir(parents=True, exist_ok=True)
         writer = DicomWriter(folder, header, plans)
         for image in track(_valid(reader), total, "writing image"):
+            valid += 1
             for part in parts_of(image):
                 writer.add(part)
         writer.flush()
+    if valid < total:
+        logger.warning("%d of %d images have no pixels and are left out", total - valid, total)
     return writer.written
 
 

@@ -218,6 +218,7 @@ def put_unchanged(dataset: Dataset, pixels: NDArray[Any]) -> None:
     ValueError
         When the description is missing, or does not fit the pixels.
     """
+    _check_description(dataset, pixels)
     bits = int(dataset.BitsAllocated)
     if pixels.ndim == 4 and (bits != 8 or dataset.PhotometricInterpretation == "PALETTE COLOR"):
         put_stored(dataset, StoredPixels(pixels.astype(np.uint8), 8))
@@ -238,6 +239,22 @@ def put_unchanged(dataset: Dataset, pixels: NDArray[Any]) -> None:
         _set_pixel_bytes(dataset, values)
     else:
         raise ValueError(f"BitsAllocated is {bits}, expected 1, 8, 16 or 32")
+
+
+def _check_description(dataset: Dataset, pixels: NDArray[Any]) -> None:
+    """Raise ValueError where attributes of the format contradict pixels [frame, row, column(, colour)]."""
+    is_colour = pixels.ndim == 4
+    if (dataset.Rows, dataset.Columns) != pixels.shape[1:3]:
+        raise ValueError(f"the attributes say {dataset.Rows} x {dataset.Columns} pixels, not {pixels.shape[1:3]}")
+    if is_colour:
+        return  # palettes have one sample and become colours: what is stored is written anew
+    if dataset.SamplesPerPixel != 1:
+        raise ValueError(f"SamplesPerPixel is {dataset.SamplesPerPixel} for grey pixels, expected 1")
+    if dataset.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ValueError(f"PhotometricInterpretation is {dataset.PhotometricInterpretation} for grey pixels")
+    bits = dataset.get("BitsStored")
+    if bits is not None and not 1 <= int(bits) <= int(dataset.BitsAllocated):
+        raise ValueError(f"BitsStored is {bits} of {dataset.BitsAllocated} bits allocated")
 
 
 def _set_pixel_bytes(dataset: Dataset, values: NDArray[Any]) -> None:

@@ -11,6 +11,16 @@ from typing import Any
 
 import ismrmrd
 import numpy as np
+from pydicom.uid import (
+    BasicTextSRStorage,
+    ColorSoftcopyPresentationStateStorage,
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    EnhancedSRStorage,
+    GrayscaleSoftcopyPresentationStateStorage,
+    KeyObjectSelectionDocumentStorage,
+    MediaStorageDirectoryStorage,
+)
 
 from dicomio.files import DicomFileError, read_dicom
 from dicomio.flow import velocity_encoding
@@ -33,6 +43,19 @@ _IMAGE_TYPES = {
     "I": ismrmrd.IMTYPE_IMAG,
     "IMAGINARY": ismrmrd.IMTYPE_IMAG,
 }
+# Objects that are often stored beside images, and hold none: nobody needs to be told that they are left out.
+_WITHOUT_IMAGES = frozenset(
+    {
+        MediaStorageDirectoryStorage,
+        BasicTextSRStorage,
+        EnhancedSRStorage,
+        ComprehensiveSRStorage,
+        Comprehensive3DSRStorage,
+        KeyObjectSelectionDocumentStorage,
+        GrayscaleSoftcopyPresentationStateStorage,
+        ColorSoftcopyPresentationStateStorage,
+    }
+)
 
 
 @dataclass
@@ -73,7 +96,8 @@ def image_kind(frame: Frame) -> int:
 def survey(paths: Sequence[Path]) -> list[Series]:
     """Read all files without their pixels, and sort them into series.
 
-    Files that are broken are named in a warning and left out; files without pixels are left out.
+    Files that are broken are named in a warning and left out, those without an image too unless they are of a class
+    that has none.
     """
     objects: dict[tuple[float, str], list[ObjectEntry]] = defaultdict(list)
     firsts: dict[tuple[float, str], Frame] = {}
@@ -84,7 +108,11 @@ def survey(paths: Sequence[Path]) -> list[Series]:
             logger.warning("skipped: %s", error)
             continue
         if "Rows" not in dataset or "Columns" not in dataset:
-            logger.info("%s holds no image and is skipped", path)
+            sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+            if sop_class not in _WITHOUT_IMAGES:
+                logger.warning("skipped: %s has no Rows and Columns: it is cut short, or holds no image", path)
+            else:
+                logger.info("%s holds no image and is skipped", path)
             continue
         if frame_count(dataset) > path.stat().st_size:
             logger.warning("skipped: %s says that it has %d frames, more than its bytes", path, frame_count(dataset))

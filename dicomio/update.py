@@ -137,9 +137,14 @@ def put_rescale(frame: Frame, meta: Mapping[str, Any], stored: StoredPixels | No
     present = frame.number("RescaleSlope"), frame.number("RescaleIntercept")
     slope, intercept = meta_number(meta, "RescaleSlope"), meta_number(meta, "RescaleIntercept")
     if not slope or intercept is None:
-        slope, intercept = (1.0, 0.0) if stored is not None or None in present else present
+        is_usable = stored is None and None not in present and present[0] != 0
+        slope, intercept = present if is_usable else (1.0, 0.0)
     factor, offset = (1.0, 0.0) if stored is None else (stored.slope, stored.intercept)
     wanted = factor * slope, offset * slope + intercept
+    if not all(map(math.isfinite, wanted)) or wanted[0] == 0:
+        logger.warning("rescaling by %g and %g leaves no finite numbers, and is left out", slope, intercept)
+        slope, intercept = 1.0, 0.0
+        wanted = factor, offset
     if None in present:
         if wanted != (1.0, 0.0):
             _set_rescale(frame, wanted)
@@ -179,6 +184,9 @@ def put_window(
             return
         centre, width = (shown[0] + shown[1]) / 2, (shown[1] - shown[0]) or 1.0
     wanted = centre * slope + intercept, width * abs(slope)
+    if not all(map(math.isfinite, wanted)) or wanted[1] <= 0:
+        logger.warning("a window of centre %g and width %g is no finite one, and is left out", *wanted)
+        return
     present = frame.number("WindowCenter"), frame.number("WindowWidth")
     if None not in present and np.allclose(wanted, present, rtol=1e-6, atol=1e-6):
         return

@@ -434,7 +434,7 @@ def test_empty_bins_are_named(caplog):
 def test_what_is_odd_is_told_to_whoever_asked():
     told = []
     stamps = 1000 + np.round(np.arange(500) * 2.4).astype(int)
-    raster = readout_raster(stamps, np.arange(500), tr=5e-3, warn=told.append)
+    raster = physio.readout_raster(stamps, np.arange(500), tr=5e-3, warn=told.append)
     assert len(told) == 1
     assert "TR is 0.005 s by the header" in told[0]
     assert raster.warn == told.append
