@@ -220,7 +220,8 @@ def put_unchanged(dataset: Dataset, pixels: NDArray[Any]) -> None:
     """
     _check_description(dataset, pixels)
     bits = int(dataset.BitsAllocated)
-    if pixels.ndim == 4 and (bits != 8 or dataset.PhotometricInterpretation == "PALETTE COLOR"):
+    is_eight_bits = (bits, dataset.get("BitsStored"), dataset.get("SamplesPerPixel")) == (8, 8, 3)
+    if pixels.ndim == 4 and not is_eight_bits:
         put_stored(dataset, StoredPixels(pixels.astype(np.uint8), 8))
     elif pixels.ndim == 4:
         dataset.PlanarConfiguration = 0
@@ -247,7 +248,7 @@ def _check_description(dataset: Dataset, pixels: NDArray[Any]) -> None:
     if (dataset.Rows, dataset.Columns) != pixels.shape[1:3]:
         raise ValueError(f"the attributes say {dataset.Rows} x {dataset.Columns} pixels, not {pixels.shape[1:3]}")
     if is_colour:
-        return  # palettes have one sample and become colours: what is stored is written anew
+        return  # where the rest does not fit, as for palettes, it is written anew
     if dataset.SamplesPerPixel != 1:
         raise ValueError(f"SamplesPerPixel is {dataset.SamplesPerPixel} for grey pixels, expected 1")
     if dataset.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):

@@ -11,16 +11,6 @@ from typing import Any
 
 import ismrmrd
 import numpy as np
-from pydicom.uid import (
-    BasicTextSRStorage,
-    ColorSoftcopyPresentationStateStorage,
-    Comprehensive3DSRStorage,
-    ComprehensiveSRStorage,
-    EnhancedSRStorage,
-    GrayscaleSoftcopyPresentationStateStorage,
-    KeyObjectSelectionDocumentStorage,
-    MediaStorageDirectoryStorage,
-)
 
 from dicomio.files import DicomFileError, read_dicom
 from dicomio.flow import velocity_encoding
@@ -43,19 +33,9 @@ _IMAGE_TYPES = {
     "I": ismrmrd.IMTYPE_IMAG,
     "IMAGINARY": ismrmrd.IMTYPE_IMAG,
 }
-# Objects that are often stored beside images, and hold none: nobody needs to be told that they are left out.
-_WITHOUT_IMAGES = frozenset(
-    {
-        MediaStorageDirectoryStorage,
-        BasicTextSRStorage,
-        EnhancedSRStorage,
-        ComprehensiveSRStorage,
-        Comprehensive3DSRStorage,
-        KeyObjectSelectionDocumentStorage,
-        GrayscaleSoftcopyPresentationStateStorage,
-        ColorSoftcopyPresentationStateStorage,
-    }
-)
+# DICOMDIR, presentation states, structured reports and key objects stand beside images and hold none (PS3.4, B.5):
+# nobody needs to be told that they are left out.
+_WITHOUT_IMAGES = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.11.", "1.2.840.10008.5.1.4.1.1.88.")
 
 
 @dataclass
@@ -109,7 +89,7 @@ def survey(paths: Sequence[Path]) -> list[Series]:
             continue
         if "Rows" not in dataset or "Columns" not in dataset:
             sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
-            if sop_class not in _WITHOUT_IMAGES:
+            if not sop_class.startswith(_WITHOUT_IMAGES):
                 logger.warning("skipped: %s has no Rows and Columns: it is cut short, or holds no image", path)
             else:
                 logger.info("%s holds no image and is skipped", path)

@@ -23,7 +23,7 @@ from pydicom.uid import (
 from dicomio.frames import Frame, is_enhanced
 from dicomio.geometry import Plane
 from dicomio.minimal import COMPONENTS, clean, decimal, put_plane, valid_uid
-from dicomio.pixels import StoredPixels
+from dicomio.pixels import UINT16_MAXIMUM, StoredPixels
 from dicomio.series import image_kind
 
 logger = logging.getLogger(__name__)
@@ -137,11 +137,10 @@ def put_rescale(frame: Frame, meta: Mapping[str, Any], stored: StoredPixels | No
     present = frame.number("RescaleSlope"), frame.number("RescaleIntercept")
     slope, intercept = meta_number(meta, "RescaleSlope"), meta_number(meta, "RescaleIntercept")
     if not slope or intercept is None:
-        is_usable = stored is None and None not in present and present[0] != 0
-        slope, intercept = present if is_usable else (1.0, 0.0)
+        slope, intercept = (1.0, 0.0) if stored is not None or None in present else (present[0] or 1.0, present[1])
     factor, offset = (1.0, 0.0) if stored is None else (stored.slope, stored.intercept)
     wanted = factor * slope, offset * slope + intercept
-    if not all(map(math.isfinite, wanted)) or wanted[0] == 0:
+    if not math.isfinite(UINT16_MAXIMUM * abs(wanted[0]) + abs(wanted[1])) or wanted[0] == 0:
         logger.warning("rescaling by %g and %g leaves no finite numbers, and is left out", slope, intercept)
         slope, intercept = 1.0, 0.0
         wanted = factor, offset

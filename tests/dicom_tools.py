@@ -118,6 +118,23 @@ def run_program(*command):
     return subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
 
 
+def seen_by_dcmtk(path, tmp_path):
+    """An image as dcmtk reads it: a function from (row, column) to patient coordinates [mm], and its grey values."""
+    tags = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+    dump = run_program("dcmdump", "+L", *(part for tag in tags for part in ("+P", tag)), path).stdout
+    values = [np.array(text.split("\\"), float) for text in re.findall(r"DS \[([^\]]*)\]", dump)]
+    spacing, first, orientation = sorted(values, key=len)
+    picture = tmp_path / "picture.pgm"
+    assert run_program("dcm2pnm", "+op", "+Wm", path, picture).returncode == 0
+    raw = picture.read_bytes()
+    columns, rows = map(int, re.match(rb"P5\s(?:#.*\s)*(\d+) (\d+)\s255\s", raw).groups())
+
+    def place(row, column):
+        return first + orientation[:3] * spacing[1] * column + orientation[3:] * spacing[0] * row
+
+    return place, np.frombuffer(raw[-rows * columns :], np.uint8).reshape(rows, columns)
+
+
 def dicom_errors(dataset_or_path, tmp_path):
     """Errors that dciodvfy finds, without the values that name an object.
 

@@ -2,6 +2,8 @@
 
 import io
 import shutil
+import sys
+from pathlib import Path
 
 import h5py
 import ismrmrd
@@ -10,6 +12,7 @@ import pytest
 
 import dicom2mrd
 import dicom_tools as tools
+import mrd2dicom
 import progress
 from dicomio import geometry as dicomgeometry
 from dicomio.files import DicomFileError
@@ -47,6 +50,31 @@ def test_files_are_found_by_their_content(tmp_path, caplog):
     assert len(skipped) == 3
     for name in ("broken.dcm", "letter.ima", "short"):
         assert sum(name in message for message in skipped) == 1
+
+
+@pytest.mark.parametrize("length", [200, 500])
+def test_files_cut_before_their_image_are_named(length, tmp_path):
+    folder = tools.folder_of(tmp_path, tools.mr_dataset())
+    (folder / "cut").write_bytes(tools.testdata("MR_small.dcm").read_bytes()[:length])
+    shutil.copy(tools.testdata("test-SR.dcm"), folder / "report")
+    command = (sys.executable, Path(dicom2mrd.__file__), "-o", tmp_path / "out.h5", folder)
+    result = tools.run_program(*command)
+    assert result.returncode == 0
+    assert "WARNING: skipped" in result.stderr
+    assert str(folder / "cut") in result.stderr
+    assert "report" not in result.stderr
+
+
+def test_no_slope_counts_as_one(tmp_path):
+    (image,) = converted(tmp_path, tools.mr_dataset(RescaleSlope="0", RescaleIntercept="-5"))
+    assert (float(image.meta["RescaleSlope"]), float(image.meta["RescaleIntercept"])) == (1, -5)
+    (found,) = tools.outputs(written_back(tmp_path))
+    assert (found.RescaleSlope, found.RescaleIntercept) == (1, -5)
+
+
+def written_back(tmp_path):
+    mrd2dicom.convert(tmp_path / "out.h5", tmp_path / "back")
+    return tmp_path / "back"
 
 
 def test_command_line(tmp_path, capsys):

@@ -12,6 +12,7 @@ from pydicom.uid import UID
 import dicom_tools as tools
 import mrd2dicom
 import mrdhelper
+from dicomio.packing import HASH_KEY, pixel_hash
 from dicomio.pixels import ValueRange, store
 from mrdfile import MrdWriter
 
@@ -128,21 +129,9 @@ def test_point_phantom_in_patient_coordinates(rows, columns, tmp_path):
     written(tmp_path, image_of(pixels, field_of_view=(columns * spacing[1], rows * spacing[0], 5.0)))
 
     (path,) = (tmp_path / "out").iterdir()
-    tags = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-    dump = tools.run_program("dcmdump", "+L", *(part for tag in tags for part in ("+P", tag)), path).stdout
-    values = [[float(v) for v in text.split("\\")] for text in re.findall(r"DS \[([^\]]*)\]", dump)]
-    spacing_found, first, orientation = sorted(values, key=len)
-    picture = tmp_path / "picture.pgm"
-    assert tools.run_program("dcm2pnm", "+op", "+Wm", path, picture).returncode == 0
-    raw = picture.read_bytes()
-    size = np.array(re.match(rb"P5\s(?:#.*\s)*(\d+) (\d+)\s255\s", raw).groups(), int)
-    assert tuple(size) == (columns, rows)
-    row, column = np.argwhere(np.frombuffer(raw[-rows * columns :], np.uint8).reshape(rows, columns))[0]
-    found = (
-        np.array(first)
-        + np.array(orientation[:3]) * spacing_found[1] * column
-        + np.array(orientation[3:]) * spacing_found[0] * row
-    )
+    place, shown = tools.seen_by_dcmtk(path, tmp_path)
+    assert shown.shape == (rows, columns)
+    found = place(*np.argwhere(shown)[0])
     np.testing.assert_allclose(found, point, atol=1e-4)
 
 
@@ -290,6 +279,75 @@ def test_hostile_attributes_never_stop_the_conversion(element, tmp_path):
     np.testing.assert_array_equal(found.pixel_array, ramp())
     assert found.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
     assert tools.run_program("dcmdump", next((tmp_path / "out").iterdir())).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        {"00280010": {"vr": "US", "Value": [3]}},
+        {"00280002": {"vr": "US", "Value": [3]}},
+        {"00280101": {"vr": "US", "Value": [0]}},
+        {"00280004": {"vr": "CS", "Value": ["PALETTE COLOR"]}},
+        {"00280004": {"vr": "CS", "Value": ["YBR_FULL"]}},
+    ],
+)
+def test_description_that_contradicts_the_unchanged_pixels(element, tmp_path, caplog):
+    """The pixels are said to be the source's, so that they would be put back as the attributes describe them."""
+    pixels = ramp()
+    dataset = tools.mr_dataset(*pixels.shape, BitsStored=16, HighBit=15, PixelRepresentation=1)
+    model = {key: value for key, value in dataset.to_json_dict().items() if key != "7FE00010"} | element
+    meta = {"DicomJson": packed(model), HASH_KEY: pixel_hash(image_of(pixels).data)}
+    (found,) = written(tmp_path, image_of(pixels, meta=meta))
+    assert "only the most necessary" in caplog.text
+    np.testing.assert_array_equal(found.pixel_array, pixels)
+    assert tools.dicom_errors(found, tmp_path) == set()
+
+
+@pytest.mark.parametrize("frames", [-4, 0])
+@pytest.mark.parametrize("changed", [False, True])
+def test_impossible_number_of_frames(frames, changed, tmp_path):
+    element = {"00280008": {"vr": "IS", "Value": [frames]}}
+    dataset = tools.mr_dataset(*ramp().shape, BitsStored=16, HighBit=15, PixelRepresentation=1)
+    model = {key: value for key, value in dataset.to_json_dict().items() if key != "7FE00010"} | element
+    meta = {"DicomJson": packed(model)} | ({} if changed else {HASH_KEY: pixel_hash(image_of(ramp()).data)})
+    (found,) = written(tmp_path, image_of(ramp(), meta=meta))
+    assert found.NumberOfFrames == 1
+    np.testing.assert_array_equal(found.pixel_array, ramp())
+
+
+@pytest.mark.parametrize("values", [("1e308", "0"), ("1", "-1e309"), ("1e308", "-1e308"), ("1e-320", "0")])
+def test_rescaling_without_finite_result(values, tmp_path, caplog):
+    meta = {"RescaleSlope": values[0], "RescaleIntercept": values[1]}
+    (found,) = written(tmp_path, image_of(100 * ramp().astype(np.float32) / 7, meta=meta))
+    expected = 100 * ramp() / 7
+    step = np.ptp(expected) / 65535
+    if float(values[0]) > 1:
+        assert "leaves no finite numbers" in caplog.text
+        assert np.abs(tools.rescaled(found) - expected).max() <= 0.51 * step
+    assert np.all(np.isfinite(tools.rescaled(found)))
+    assert tools.dicom_errors(found, tmp_path) == set()
+
+
+def test_window_without_finite_result(tmp_path, caplog):
+    meta = {"RescaleSlope": "1e9", "RescaleIntercept": "0", "WindowCenter": "1e308", "WindowWidth": "1e308"}
+    (found,) = written(tmp_path, image_of(ramp(), meta=meta))
+    assert "no finite one" in caplog.text
+    assert "WindowCenter" not in found
+    assert found.RescaleSlope == 1e9
+
+
+def empty_image():
+    return ismrmrd.Image(head=ismrmrd.ImageHeader(), data=np.zeros((1, 1, 0, 4), np.int16))
+
+
+def test_images_without_pixels(tmp_path, caplog, capsys):
+    assert len(written(tmp_path, empty_image(), image_of(ramp()))) == 1
+    assert "1 of 2 images have no pixels" in caplog.text
+    with MrdWriter(tmp_path / "empty.h5") as writer:
+        writer.write(empty_image())
+    assert mrd2dicom.main([str(tmp_path / "empty.h5")]) == 1
+    assert "has pixels" in capsys.readouterr().err
+    assert not (tmp_path / "empty").exists()
 
 
 def test_a_header_that_is_none(tmp_path):
