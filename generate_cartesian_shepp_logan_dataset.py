@@ -1,7 +1,7 @@
 """Make an MRD raw data file: the Shepp-Logan phantom, sampled on a Cartesian grid, seen by several coils.
 
-The k-space is exact (closed form), so a reconstruction can be compared with `phantom.image`. Density 1 is pixel value 1
-in an image that is the inverse Fourier transform divided by the number of k-space points.
+The k-space is exact (closed form), so a reconstruction can be compared with `simulation.phantom.image`. Density 1 is
+pixel value 1 in an image that is the inverse Fourier transform divided by the number of k-space points.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import ismrmrd
 import ismrmrd.xsd
 import numpy as np
 
-import phantom
 from commandline import number
 from mrdfile import MrdWriter
+from simulation import phantom
 
 FIELD_OF_VIEW = 0.3  # [m], of the longer side
 SLICE_THICKNESS = 5e-3  # [m]

@@ -1,7 +1,7 @@
 """Make an MRD raw data file of a spiral scan: a beating, breathing chest seen by several coils, ECG and pilot tone.
 
-Written are the raw data, the metafile of the trajectory, the truth (`spiraltruth.Truth` reads it), and, when the
-gradients are to be distorted, their impulse response. The simulation itself is in `spiralsimulation`.
+Written are the raw data, the metafile of the trajectory, the truth (`simulation.spiraltruth.Truth` reads it), and,
+when the gradients are to be distorted, their impulse response. The simulation itself is in `simulation.spiralsimulation`.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from commandline import number
 from configuration import project_path
 from GIRF import PATIENT_TO_DEVICE, load_girf
 from mrdfile import MrdWriter
-from spiraldesign import SpiralDesign, arm_rotation, design_spiral, synthetic_girf
-from spiralsimulation import Scan, Simulation, simulate
+from simulation.spiraldesign import SpiralDesign, arm_rotation, design_spiral, synthetic_girf
+from simulation.spiralsimulation import Scan, Simulation, simulate
 from trajectory import SIGNATURE_LENGTH, Trajectory, read_metafile, write_metafile
 
 SYNTHETIC = "synthetic"

@@ -37,8 +37,8 @@ import physio  # noqa: E402
 import spiral_xdgrasp_recon  # noqa: E402
 from connection import Connection  # noqa: E402
 from mrdheader import parse_header  # noqa: E402
-from spiraldesign import SpiralDesign, design_spiral  # noqa: E402
-from spiralsimulation import Scan, Simulation, simulate  # noqa: E402
+from simulation.spiraldesign import SpiralDesign, design_spiral  # noqa: E402
+from simulation.spiralsimulation import Scan, Simulation, simulate  # noqa: E402
 from trajectory import write_metafile  # noqa: E402
 
 ARMS, FRAMES, SHARED_ARMS = 7, 48, 55

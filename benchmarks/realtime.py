@@ -23,8 +23,8 @@ sys.path.insert(0, str(PROJECT))
 
 from configuration import ViewSharingConfig
 from mrdfile import MrdWriter
-from spiraldesign import SpiralDesign, design_spiral
-from spiralsimulation import Scan, Simulation, simulate
+from simulation.spiraldesign import SpiralDesign, design_spiral
+from simulation.spiralsimulation import Scan, Simulation, simulate
 from trajectory import write_metafile
 
 TR = 5.74e-3

@@ -22,8 +22,8 @@ from generate_spiral_dataset import write_raw  # noqa: E402
 from mrdfile import MrdReader  # noqa: E402
 from server import Server, ServerOptions  # noqa: E402
 from session import SessionOptions  # noqa: E402
-from spiraldesign import SpiralDesign, design_spiral  # noqa: E402
-from spiralsimulation import Scan, simulate  # noqa: E402
+from simulation.spiraldesign import SpiralDesign, design_spiral  # noqa: E402
+from simulation.spiralsimulation import Scan, simulate  # noqa: E402
 from trajectory import write_metafile  # noqa: E402
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import coils
-from spiraldesign import SpiralDesign, design_spiral
-from spiralsimulation import Scan, Simulation, simulate
+from simulation.spiraldesign import SpiralDesign, design_spiral
+from simulation.spiralsimulation import Scan, Simulation, simulate
 from trajectory import write_metafile
 
 FOV = 0.256  # [m]

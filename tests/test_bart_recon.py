@@ -14,8 +14,8 @@ import coils
 import configuration
 import spiral
 from bart_tools import TIME_DIM
+from simulation.spiraldesign import synthetic_girf
 from spiral_sessions import fake_bart, one_thread, small_scan
-from spiraldesign import synthetic_girf
 
 ARMS = 7
 

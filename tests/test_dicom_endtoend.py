@@ -14,8 +14,8 @@ import simplefft
 import simplenufft1arm
 from cartesian_data import FakeConnection, make_header, point_kspace, readouts_of
 from mrdfile import MrdWriter
-from spiraldesign import SpiralDesign, design_spiral
-from spiralsimulation import Scan, readout_axes, simulate
+from simulation.spiraldesign import SpiralDesign, design_spiral
+from simulation.spiralsimulation import Scan, readout_axes, simulate
 from trajectory import write_metafile
 
 ROTATION = (20, -30, 40)  # [degree]

@@ -5,9 +5,9 @@ import pytest
 
 import cartesian
 import generate_cartesian_shepp_logan_dataset as generator
-import phantom
 import simplefft
 from mrdfile import MrdReader
+from simulation import phantom
 
 
 def read(path, group="dataset"):

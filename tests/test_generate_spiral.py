@@ -6,8 +6,8 @@ import pytest
 import generate_spiral_dataset as generator
 from GIRF import load_girf, predict_trajectory, rotation_of
 from mrdfile import MrdReader
-from spiraldesign import synthetic_girf
-from spiraltruth import Truth
+from simulation.spiraldesign import synthetic_girf
+from simulation.spiraltruth import Truth
 from trajectory import find_metafile, read_metafile, signature_of, write_metafile
 
 SMALL = ["-m", "48", "--interleaves", "12", "-c", "2", "-a", "40", "--arms-in-metafile", "20"]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-import phantom
+from simulation import phantom
 
 SIZE = 0.24
 ELLIPSES = (phantom.Ellipse(0.02, -0.03, 0.05, 0.03, 0.6, 1.0), phantom.Ellipse(-0.04, 0.01, 0.02, 0.04, -0.2, -0.5))

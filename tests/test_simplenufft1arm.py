@@ -15,8 +15,8 @@ import simplenufft1arm
 import spiral
 from conftest import PATIENCE
 from mrdfile import MrdReader, MrdWriter
-from spiraldesign import SpiralDesign, design_spiral, synthetic_girf
-from spiralsimulation import Scan, simulate
+from simulation.spiraldesign import SpiralDesign, design_spiral, synthetic_girf
+from simulation.spiralsimulation import Scan, simulate
 from trajectory import SIGNATURE_PARAMETER, write_metafile
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from GIRF import checked_response
-from spiraldesign import (
+from simulation.spiraldesign import (
     GAMMA_BAR,
     SpiralDesign,
     arm_rotation,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-import phantom
-from spiralphantom import array_coils, as_parameters, chest, coil_maps, moving_kspace, raster
+from simulation import phantom
+from simulation.spiralphantom import array_coils, as_parameters, chest, coil_maps, moving_kspace, raster
 
 PIXEL = 4e-3
 

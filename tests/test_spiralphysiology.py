@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import physio
-from spiralphysiology import CONTRACTION, ECG_INTERVAL, ecg, make_physiology, pilot_tone
+from simulation.spiralphysiology import CONTRACTION, ECG_INTERVAL, ecg, make_physiology, pilot_tone
 
 TR, READOUTS, START = 5.74e-3, 3000, 1_000_000
 

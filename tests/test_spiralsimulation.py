@@ -7,9 +7,9 @@ import pytest
 import coils
 import nufft
 import physio
-from spiraldesign import SpiralDesign, design_spiral, synthetic_girf
-from spiralsimulation import Scan, readout_axes, simulate
-from spiraltruth import Truth
+from simulation.spiraldesign import SpiralDesign, design_spiral, synthetic_girf
+from simulation.spiralsimulation import Scan, readout_axes, simulate
+from simulation.spiraltruth import Truth
 from trajectory import ArmCounter, signature_of
 
 SMALL = SpiralDesign(fov=0.256, resolution=4e-3, interleaves=15, arms=34, pre_discard=6)

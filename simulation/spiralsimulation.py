@@ -20,13 +20,13 @@ import ismrmrd.xsd
 import numpy as np
 from numpy.typing import NDArray
 
-import spiralphysiology
 from GIRF import predict_trajectory, rotation_to_physical
 from mrdhelper import SECONDS_PER_TICK
 from mrdsource import in_time_order
-from phantom import Ellipse
-from spiralphantom import array_coils, as_parameters, moving_kspace
-from spiraltruth import Truth
+from simulation import spiralphysiology
+from simulation.phantom import Ellipse
+from simulation.spiralphantom import array_coils, as_parameters, moving_kspace
+from simulation.spiraltruth import Truth
 from trajectory import SIGNATURE_PARAMETER, Trajectory
 
 ECHO_TIME = 0.91e-3  # [s]

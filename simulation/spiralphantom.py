@@ -3,9 +3,9 @@
 Coordinates are those of k-space: x along kx, y along ky [m], the origin in the centre of the image. Images and maps are
 in the scanner's orientation: pixel (row, col) shows x = -(col - columns // 2) * pixel, y = -(row - rows // 2) * pixel.
 
-The closed form is that of `phantom.Coils.kspace`, with the ellipse's transform 2 J1(t) / t read from a table of cubic
-Hermite polynomials (error below 1e-9 of an ellipse's whole signal, less than what single precision keeps), so that an
-ellipse that moves with every readout costs no more than one that stands still.
+The closed form is that of `simulation.phantom.Coils.kspace`, with the ellipse's transform 2 J1(t) / t read from a table
+of cubic Hermite polynomials (error below 1e-9 of an ellipse's whole signal, less than what single precision keeps), so
+that an ellipse that moves with every readout costs no more than one that stands still.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from phantom import Coils, Ellipse, pixel_grid
+from simulation.phantom import Coils, Ellipse, pixel_grid
 
-X, Y, A, B, ANGLE, INTENSITY = range(6)  # an ellipse's parameters in arrays [..., 6], as in `phantom.Ellipse`
+X, Y, A, B, ANGLE, INTENSITY = range(6)  # parameters in arrays [..., 6], as in `simulation.phantom.Ellipse`
 TABLE_STEP = 1 / 32  # of t = 2 pi |k| * semi-axis
 FOV = 0.256  # [m], that the chest is drawn for
 
@@ -101,9 +101,9 @@ def array_coils(count: int, fov: float = FOV) -> Coils:
 
     The sensitivity of coil j at (x_j, y_j) is exp(i phi_j) p(x - x_j) p(y - y_j) with
     p(x) = 0.5 + 0.5 cos(2 pi q x) + 0.2 i sin(2 pi q x) and a period 1 / q of twice the field of view: a sum of nine
-    exponentials, with which eight coils are independent. (Those of `phantom.ring_of_coils` have three independent
-    sensitivities however many there are, too few for parallel imaging.) The maximum of the root sum of squares is near
-    1 for four coils and more.
+    exponentials, with which eight coils are independent. (Those of `simulation.phantom.ring_of_coils` have three
+    independent sensitivities however many there are, too few for parallel imaging.) The maximum of the root sum of
+    squares is near 1 for four coils and more.
 
     Parameters
     ----------

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from phantom import Coils
-from spiralphantom import chest, coil_maps, raster
+from simulation.phantom import Coils
+from simulation.spiralphantom import chest, coil_maps, raster
 
 _LISTS = ("frequencies", "weights")
 
