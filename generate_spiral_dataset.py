@@ -1,7 +1,7 @@
 """Make an MRD raw data file of a spiral scan: a beating, breathing chest seen by several coils, ECG and pilot tone.
 
-Written are the raw data, the metafile of the trajectory, the truth (`simulation.spiraltruth.Truth` reads it), and,
-when the gradients are to be distorted, their impulse response. The simulation itself is in `simulation.spiralsimulation`.
+Written are the raw data, the metafile of the trajectory, the truth (`simulation.spiraltruth.Truth` reads it), and, when
+the gradients are to be distorted, their impulse response. The simulation is `simulation.spiralsimulation`.
 """
 
 import argparse
