@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from configuration import PROJECT_FOLDER
 from matfile import MatFileError, read_mat
 from trajectory import ring_areas
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROJECT_FOLDER = Path(__file__).resolve().parent
 RASTER = 10e-6  # [s], of the impulse response
 SYSTEM_DELAY = 0.85e-6  # [s], by which the measured response comes late
 RECEIVER_DELAY = 3e-6  # [s]

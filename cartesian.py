@@ -15,10 +15,10 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-from fourier import Axis, centred_fft, mirror, resize_centred, root_sum_of_squares, to_image_axis
+from fourier import Axis, centred_fft, mirror, resize_centred, to_image_axis
 from mrdencoding import counter_values, encoding_axis, encoding_of, extent, first_index, is_imaging, is_mirrored
 
-__all__ = ["KSpacePlane", "is_imaging", "root_sum_of_squares", "sort_readouts", "sort_repetitions", "to_image"]
+__all__ = ["KSpacePlane", "is_imaging", "sort_readouts", "sort_repetitions", "to_image"]
 
 logger = logging.getLogger(__name__)
 

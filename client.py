@@ -17,7 +17,7 @@ import ismrmrd
 import numpy as np
 
 from codec import MrdError
-from commandline import number
+from commandline import log_to, number
 from connection import Connection
 from constants import MessageId
 from mrdfile import MrdFileError, MrdWriter
@@ -371,14 +371,7 @@ def configure_logging(verbose: bool, quiet: bool, logfile: Path | None) -> None:
     """Log to standard error, errors only if quiet, and to a file if asked."""
     console = logging.StreamHandler()
     console.setLevel(logging.ERROR if quiet else logging.NOTSET)
-    handlers: list[logging.Handler] = [console]
-    if logfile is not None:
-        logfile.absolute().parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(logfile, encoding="utf-8"))
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(format="%(asctime)s %(levelname)-8s %(message)s", level=level, handlers=handlers, force=True)
-    for chatty in ("h5py", "matplotlib", "PIL"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    log_to(console, verbose, logfile)
 
 
 def main() -> int:

@@ -56,8 +56,3 @@ def to_image_axis(kspace: NDArray[Any], axis: Axis, number: int, mirrored: bool)
     """
     data = centred_ifft(resize_centred(kspace, axis.transform, number), number) * (axis.transform / axis.points)
     return resize_centred(mirror(data, [number]) if mirrored else data, axis.pixels, number)
-
-
-def root_sum_of_squares(image: NDArray[Any]) -> NDArray[np.float32]:
-    """Combine the coils of an image [channel, ...] to the root of the sum of their squared magnitudes [...]."""
-    return np.sqrt(np.sum(np.abs(image) ** 2, axis=0))

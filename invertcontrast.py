@@ -16,6 +16,7 @@ import numpy.fft as fft
 from numpy.typing import NDArray
 
 import cartesian
+import coils
 import constants
 import mrdhelper
 
@@ -96,7 +97,7 @@ def process_raw(acqGroup: list[Any], connection: Any, config: Any, metadata: Any
         data = cartesian.to_recon_space(data, plane)
 
         # Coils are kept apart where the phase matters
-        data = data if wantComplex else cartesian.root_sum_of_squares(data)[np.newaxis]
+        data = data if wantComplex else coils.rssq(data)[np.newaxis]
         for iPhase, head in enumerate(plane.heads):
             reconstructed.append((data[..., iPhase], head, plane.field_of_view))
 

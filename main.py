@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 from codec import MIB, Limits
-from commandline import number
+from commandline import log_to, number
+from configuration import PROJECT_FOLDER
 from module_loader import ModuleError
 from recorder import DEFAULT_FOLDER
 from server import Server, ServerOptions
 from session import SessionOptions
-
-PROJECT_FOLDER = Path(__file__).resolve().parent
 
 logger = logging.getLogger(__name__)
 
@@ -56,16 +55,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def configure_logging(verbose: bool, logfile: Path | None, crlf: bool) -> None:
     """Log to standard output, and to a file if asked; also called in each process of the server."""
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-    if logfile is not None:
-        logfile.absolute().parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(logfile, encoding="utf-8"))
-    for handler in handlers:
-        handler.terminator = "\r\n" if crlf else "\n"
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(format="%(asctime)s %(levelname)-8s %(message)s", level=level, handlers=handlers, force=True)
-    for chatty in ("h5py", "matplotlib", "PIL", "numba"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    log_to(logging.StreamHandler(sys.stdout), verbose, logfile, "\r\n" if crlf else "\n")
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cartesian
+import coils
 import constants
 import mrdhelper
 
@@ -54,4 +55,4 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
 def reconstruct(plane: cartesian.KSpacePlane) -> NDArray[np.float32]:
     """Reconstruct one plane to magnitude images [phase, row, column]."""
     image = cartesian.to_image(plane)  # [channel, row, column, phase]
-    return np.moveaxis(cartesian.root_sum_of_squares(image), -1, 0)
+    return np.moveaxis(coils.rssq(image), -1, 0)

@@ -14,6 +14,7 @@ import ismrmrd
 import numpy as np
 
 import cartesian
+import coils
 import constants
 import mrdhelper
 from configuration import ConfigurationError, parameter
@@ -79,7 +80,7 @@ def filter_image(image: ismrmrd.Image, window: int) -> ismrmrd.Image:
 def reconstruct(readouts: list[Any], metadata: Any, warn: Callable[[str], None]) -> Iterator[ismrmrd.Image]:
     """Yield magnitude images of Cartesian readouts, scaled together."""
     planes = list(cartesian.sort_readouts(readouts, metadata, warn)) if readouts else []
-    magnitudes = [cartesian.root_sum_of_squares(cartesian.to_image(plane)) for plane in planes]  # [row, column, phase]
+    magnitudes = [coils.rssq(cartesian.to_image(plane)) for plane in planes]  # [row, column, phase]
     bits = mrdhelper.bits_stored(metadata)
     largest = max(map(mrdhelper.largest_magnitude, magnitudes), default=0)
     index = 0

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import coils
 import fourier
 
 
@@ -34,4 +35,4 @@ def test_mirror_keeps_the_centre_and_is_its_own_inverse(size):
 
 def test_root_sum_of_squares():
     image = np.array([[3.0 + 0j], [4j]])
-    np.testing.assert_allclose(fourier.root_sum_of_squares(image), [5.0])
+    np.testing.assert_allclose(coils.rssq(image), [5.0])
