@@ -1,0 +1,199 @@
+"""Parts of a reconstruction in this process and on a real Dask scheduler with real workers, some of which die."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import cluster
+import cluster_parts
+
+PROJECT = Path(cluster.__file__).resolve().parent
+
+
+def ignore(text: str) -> None:
+    pass
+
+
+class Dask:
+    """A scheduler and its workers, as processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._workers: list[subprocess.Popen] = []
+        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-show")
+        for line in self.scheduler.stderr:
+            if found := re.search(r"Scheduler at: +(tcp://\S+)", line):
+                self.address = found[1]
+                break
+
+    def _start(self, *arguments: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dask", *arguments, "--no-dashboard"],
+            cwd=PROJECT,
+            env=os.environ | {"PYTHONPATH": str(PROJECT / "tests"), "DASK_TEMPORARY_DIRECTORY": str(self._folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def workers(self, count: int) -> dict[int, subprocess.Popen]:
+        """So many workers that live, by process number; those of earlier tests, where they still do."""
+        self._workers = [worker for worker in self._workers if worker.poll() is None]
+        while len(self._workers) > count:
+            kill(self._workers.pop())
+        while len(self._workers) < count:
+            self._workers.append(self._start("worker", self.address, "--nthreads", "1", "--no-nanny"))
+        return {worker.pid: worker for worker in self._workers}
+
+    def end(self) -> None:
+        for process in (*self._workers, self.scheduler):
+            if process.poll() is None:
+                kill(process)
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Dask]]:
+    """Where the scheduler stands that tests share, for starting it takes seconds."""
+    shared: list[Dask] = []
+    yield shared
+    for dask in shared:
+        dask.end()
+
+
+@pytest.fixture
+def dask(running: list[Dask], tmp_path_factory: pytest.TempPathFactory, no_leaks: None) -> Dask:
+    if not running or running[-1].scheduler.poll() is not None:
+        running.append(Dask(tmp_path_factory.mktemp("dask")))
+    return running[-1]
+
+
+def test_parts_run_here_in_order():
+    texts = []
+    assert list(cluster.run(cluster_parts.square, iter([3, 1, 2]), texts.append)) == [9, 1, 4]
+    assert texts == ["squaring 3", "squaring 1", "squaring 2"]
+
+
+def test_parts_are_taken_as_they_are_needed_here():
+    taken = []
+
+    def parts():
+        for part in range(3):
+            taken.append(part)
+            yield part
+
+    results = cluster.run(cluster_parts.square, parts(), ignore)
+    assert next(results) == 0
+    assert taken == [0]
+
+
+def test_what_reporting_raises_ends_the_work_here():
+    def gone(text):
+        raise ConnectionError("the client is gone")
+
+    with pytest.raises(ConnectionError, match="gone"):
+        list(cluster.run(cluster_parts.square, [1], gone))
+
+
+def test_two_workers_give_results_in_order(dask):
+    dask.workers(2)
+    texts = []
+    results = cluster.run(cluster_parts.square, iter(range(20)), texts.append, dask.address)
+    assert list(results) == [part * part for part in range(20)]
+    assert any(re.fullmatch(r"part \d+, on tcp://127.0.0.1:\d+: squaring \d+", text) for text in texts)
+
+
+def test_a_worker_killed_in_the_middle_is_replaced(dask, tmp_path):
+    workers = dask.workers(2)
+    go = tmp_path / "go"
+    seen = []
+
+    def kill_the_first(text):
+        if (found := re.search(r"process (\d+)", text)) is None:
+            return
+        seen.append(int(found[1]))
+        if len(seen) == 1:
+            kill(workers[seen[0]])
+            go.touch()
+
+    results = list(cluster.run(cluster_parts.wait_for_file, [go] * 3, kill_the_first, dask.address))
+    (survivor,) = set(workers) - {seen[0]}
+    assert results == [survivor] * 3
+
+
+def test_what_a_part_raises_comes_back(dask):
+    dask.workers(1)
+    with pytest.raises(ValueError, match="the heart cannot be done"):
+        list(cluster.run(cluster_parts.fail, ["the heart"], ignore, dask.address))
+
+
+def test_what_reporting_raises_ends_the_work_on_the_worker(dask, tmp_path):
+    dask.workers(1)
+    never = tmp_path / "never"
+
+    def gone(text):
+        if "waiting" in text:
+            raise ConnectionError("the client is gone")
+
+    with pytest.raises(ConnectionError, match="gone"):
+        list(cluster.run(cluster_parts.wait_for_file, [never], gone, dask.address))
+    deadline = time.monotonic() + 10
+    ended = never.with_suffix(".ended")
+    while not (ended.exists() and ended.read_text()):
+        assert time.monotonic() < deadline, "the part goes on"
+        time.sleep(0.02)
+    assert "cancelled" in ended.read_text()
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch, no_leaks):
+    monkeypatch.setattr(cluster, "CONNECT_WAIT", 0.5)
+    with pytest.raises(cluster.ClusterError, match=r'scheduler = "tcp://127.0.0.1:9" does not answer.*leave the key'):
+        list(cluster.run(cluster_parts.square, [1], ignore, "tcp://127.0.0.1:9"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:notaport", "nonsense://127.0.0.1:9", "tcp://", "]["])
+def test_an_address_that_is_none_is_named(monkeypatch, address, no_leaks):
+    monkeypatch.setattr(cluster, "CONNECT_WAIT", 0.5)
+    with pytest.raises(cluster.ClusterError, match="does not answer"):
+        list(cluster.run(cluster_parts.square, [1], ignore, address))
+
+
+def test_a_scheduler_without_workers_is_named(dask, monkeypatch):
+    dask.workers(0)
+    monkeypatch.setattr(cluster, "CONNECT_WAIT", 1.0)
+    with pytest.raises(cluster.ClusterError, match=r"has no workers: start some with"):
+        list(cluster.run(cluster_parts.square, [1], ignore, dask.address))
+
+
+@pytest.mark.parametrize(("victim", "said"), [("worker", "has no workers"), ("scheduler", "is out of reach|dropped")])
+def test_work_that_nobody_can_do_any_more_ends(dask, monkeypatch, tmp_path, victim, said):
+    (worker,) = dask.workers(1).values()
+    monkeypatch.setattr(cluster, "WORKERS_WAIT", 0.5)
+    dies = worker if victim == "worker" else dask.scheduler
+
+    def kill_it(text):
+        if "process" in text:
+            kill(dies)
+
+    with pytest.raises(cluster.ClusterError, match=said):
+        list(cluster.run(cluster_parts.wait_for_file, [tmp_path / "never"], kill_it, dask.address))
+
+
+def test_workers_without_the_files_are_told_what_they_lack(dask, monkeypatch):
+    dask.workers(1)
+    monkeypatch.setitem(sys.modules, "only_here", type(sys)("only_here"))
+    exec("def part(part, report): pass", sys.modules["only_here"].__dict__)
+    with pytest.raises(cluster.ClusterError, match=r"only_here.*need the files of this server"):
+        list(cluster.run(sys.modules["only_here"].part, [1], ignore, dask.address))
