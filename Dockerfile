@@ -14,7 +14,8 @@ RUN pip install --no-cache-dir -r requirements.txt
 COPY . .
 
 # In a container the server runs as a user without rights. A scanner's chroot takes only the files, and runs as root.
-RUN useradd --create-home --uid 1000 mrd && install -d -o mrd -g mrd /tmp/share /tmp/share/saved_data
+RUN useradd --create-home --uid 1000 mrd && install -d -o mrd -g mrd /tmp/share \
+    && install -d -o mrd -g mrd -m 750 /tmp/share/saved_data
 USER 1000
 
 EXPOSE 9002

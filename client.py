@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import socket
 import sys
 import threading
@@ -20,6 +21,7 @@ from codec import MrdError
 from commandline import log_to, number
 from connection import Connection
 from constants import MessageId
+from limits import Limits
 from mrdfile import MrdFileError, MrdWriter
 from mrdheader import parse_header
 from mrdsource import Item, Source, open_source
@@ -91,8 +93,8 @@ class Result:
     ----------
     output, group : Path, str
         Where the images are.
-    sent, received : dict
-        How many acquisitions, waveforms and images went and came.
+    sent, received, fallbacks : dict, dict, int
+        How many acquisitions, waveforms and images went and came, and how many of these are only fallback images.
     errors : list of str
         Error messages of the server, and what broke the session off.
     seconds : float
@@ -107,6 +109,7 @@ class Result:
     received: dict[str, int] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    fallbacks: int = 0
     pace: str = ""
 
 
@@ -128,6 +131,7 @@ class _Receiver(threading.Thread):
                     if isinstance(message.content, str):
                         self._take_text(message.content)
                     else:
+                        self._result.fallbacks += "Fallback" in getattr(message.content, "meta", ())
                         output.write(self._fixed(message.content))
         except MrdError as error:
             self._result.errors.append(f"the session broke off: {error}")
@@ -245,7 +249,9 @@ def run(options: ClientOptions) -> Result:
     with open_source(options.source, options.in_group, options.send_waveforms) as source:
         parameters = json_parameters(options, source.json_parameters)
         config_text = None if options.config_file is None else _read_text(options.config_file)
-        connection = Connection(connect(options.address, options.port, options.timeout))
+        # The server may compute for long before it takes more: only its silence is limited.
+        limits = Limits(send_timeout=options.timeout, message_time=math.inf, images=sys.maxsize)
+        connection = Connection(connect(options.address, options.port, options.timeout), limits)
         receiver = _Receiver(connection, options, result, source.header_xml)
         receiver.start()
         try:
@@ -355,8 +361,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("-c", "--config", default=None, help="module that the server is to run (default: invertcontrast)")
     add("-C", "--config-local", type=Path, help="local file whose text is sent as the config")
     add("-w", "--send-waveforms", action="store_true", help="send waveforms too, in time order between the readouts")
-    add("--ignore-json-config", action="store_true",
-        help="ignore modules named in JSON parameters (as when -c is given)")  # fmt: skip
+    add("--ignore-json-config", action="store_true", help="ignore modules named in JSON parameters (as with -c)")
     add("--fix-transposed", action="store_true", help="transpose an image when that makes it fit its series")
     add("--mrd2gif", action="store_true", help="make a GIF of the images")
     add("--realtime", action="store_true", help="send at the pace of the scan, and report how well that went")
@@ -433,6 +438,8 @@ def print_summary(result: Result) -> None:
 
     print(f"sent     {listed(result.sent)}")
     print(f"received {listed(result.received)} in {result.seconds:.1f} s")
+    if result.fallbacks:
+        print(f"fallback {result.fallbacks} of the images are simple fallback images: the reconstruction failed")
     if result.pace:
         print(result.pace)
     if any(result.received.values()):

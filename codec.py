@@ -8,7 +8,8 @@ Exceptions::
     MrdError                 root of everything that can go wrong with a session
     ├── StreamBroken         the bytes end, or stop coming, where more were expected (also a ConnectionError)
     ├── ProtocolError        the bytes are no valid MRD message (also a ValueError)
-    └── SessionEnded         something was to be sent after the end of this side's session
+    ├── SessionEnded         something was to be sent after the end of this side's session
+    └── LimitReached         a session has used up what it may
 """
 
 import ctypes
@@ -23,11 +24,9 @@ import numpy as np
 from ismrmrd.image import get_dtype_from_data_type
 
 from constants import ATTRIBUTES_LENGTH, CONFIG_FILE_NAME, IDENTIFIER, TEXT_LENGTH, MessageId
+from limits import Limits
 
 logger = logging.getLogger(__name__)
-
-MIB = 1 << 20
-
 
 class MrdError(Exception):
     """Root of the errors of an MRD session."""
@@ -45,20 +44,8 @@ class SessionEnded(MrdError, ConnectionError):
     """This side has already sent CLOSE, or its last message could not be sent whole."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How much memory one incoming message may ask for.
-
-    Attributes
-    ----------
-    text : int
-        Longest text, header or attribute XML [bytes].
-    data : int
-        Largest payload of a readout, image or waveform [bytes].
-    """
-
-    text: int = 64 * MIB
-    data: int = 4096 * MIB
+class LimitReached(MrdError):
+    """A session has used up what it may; the message names the limit and its flag."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +114,19 @@ def _read_config_file(stream: BinaryIO, limits: Limits) -> str:
     return decode_text(_read(stream, CONFIG_FILE_NAME.size, "CONFIG_FILE"))
 
 
+def _read_counted(stream: BinaryIO, limit: int, what: str) -> str:
+    (length,) = TEXT_LENGTH.unpack(_read(stream, TEXT_LENGTH.size, f"a {what} length"))
+    if length > limit:
+        raise ProtocolError(f"a {what} of {length} bytes is announced, the limit is {limit}")
+    return decode_text(_read(stream, length, what))
+
+
 def _read_text(stream: BinaryIO, limits: Limits) -> str:
-    (length,) = TEXT_LENGTH.unpack(_read(stream, TEXT_LENGTH.size, "a text length"))
-    if length > limits.text:
-        raise ProtocolError(f"a text of {length} bytes is announced, the limit is {limits.text}")
-    return decode_text(_read(stream, length, "text"))
+    return _read_counted(stream, limits.text, "text")
+
+
+def _read_header(stream: BinaryIO, limits: Limits) -> str:
+    return _read_counted(stream, limits.header, "header")
 
 
 def _read_close(stream: BinaryIO, limits: Limits) -> None:
@@ -160,8 +155,8 @@ def _read_image(stream: BinaryIO, limits: Limits) -> ismrmrd.Image:
     header = _read(stream, ctypes.sizeof(ismrmrd.ImageHeader), "an image header")
     head = ismrmrd.ImageHeader.from_buffer_copy(header)
     (length,) = ATTRIBUTES_LENGTH.unpack(_read(stream, ATTRIBUTES_LENGTH.size, "an image's attribute length"))
-    if length > limits.text:
-        raise ProtocolError(f"an image announces {length} bytes of attributes, the limit is {limits.text}")
+    if length > limits.attributes:
+        raise ProtocolError(f"an image announces {length} bytes of attributes, the limit is {limits.attributes}")
     attributes = decode_text(_read(stream, length, "an image's attributes"))
     dtype = IMAGE_DTYPES.get(head.data_type)
     if dtype is None:
@@ -203,12 +198,17 @@ def parse_attributes(xml: str) -> ismrmrd.Meta:
     try:
         if has_document_type(xml):
             raise ValueError("it declares a document type")
-        return ismrmrd.Meta.deserialize(xml)
+        meta = ismrmrd.Meta.deserialize(xml)
     except (SyntaxError, ValueError, AssertionError) as error:  # ElementTree.ParseError is a SyntaxError
         logger.warning("The attributes of an image are no valid MRD meta XML (%s); their text is kept.", error)
         meta = ismrmrd.Meta()
         meta["UnreadableAttributes"] = xml
         return meta
+    # The package reads an empty text as None, and would write that as the word.
+    return ismrmrd.Meta(
+        (name or "", [each or "" for each in value] if isinstance(value, list) else value or "")
+        for name, value in meta.items()
+    )
 
 
 # ---- writers -------------------------------------------------------------------------------------------------------
@@ -220,8 +220,12 @@ def _bytes_of(array: np.ndarray, dtype: Any, *shape: int) -> memoryview:
     return np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data
 
 
-# Characters that no XML may hold: with one of them in a value, the peer could read none of the attributes.
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Characters that no XML may hold: with one of them in a value, the peer could read none of the attributes. The package
+# writes half characters as references, from &#55296; to &#57343;
+_NOT_XML = re.compile(
+    "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+    "|&#5(?:529[6-9]|5[3-9][0-9]{2}|6[0-9]{3}|7[0-2][0-9]{2}|73[0-3][0-9]|734[0-3]);"
+)
 
 
 def _encode_text(text: str) -> bytes:
@@ -276,7 +280,7 @@ Writer = Callable[[Any], list]
 CODECS: dict[MessageId, tuple[Reader, Writer]] = {
     MessageId.CONFIG_FILE: (_read_config_file, _write_config_file),
     MessageId.CONFIG_TEXT: (_read_text, _write_text),
-    MessageId.METADATA_XML_TEXT: (_read_text, _write_text),
+    MessageId.METADATA_XML_TEXT: (_read_header, _write_text),
     MessageId.CLOSE: (_read_close, _write_close),
     MessageId.TEXT: (_read_text, _write_text),
     MessageId.ISMRMRD_ACQUISITION: (_read_acquisition, _write_acquisition),

@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from logs import JsonFormatter, SessionFilter, TextFormatter, follow_threads
+
 
 def number(low: float, kind: type = int, high: float = 1e9) -> Callable[[str], float]:
     """Make an argparse type for a number between limits."""
@@ -19,8 +21,30 @@ def number(low: float, kind: type = int, high: float = 1e9) -> Callable[[str], f
     return parse
 
 
-def log_to(console: logging.Handler, verbose: bool, logfile: Path | None, line_end: str = "\n") -> None:
+def log_to(
+    console: logging.Handler,
+    verbose: bool,
+    logfile: Path | None,
+    line_end: str = "\n",
+    sessions: bool = False,
+    as_json: bool = False,
+) -> None:
     """Send log records to a console, and to a file if there is one.
+
+    Parameters
+    ----------
+    console : logging.Handler
+        The console's handler.
+    verbose : bool
+        Whether details are logged.
+    logfile : Path or None
+        File that is added to.
+    line_end : str
+        How lines end.
+    sessions : bool
+        Whether lines tell their session.
+    as_json : bool
+        Whether each line is a JSON object, which always tells its session.
 
     Raises
     ------
@@ -31,9 +55,13 @@ def log_to(console: logging.Handler, verbose: bool, logfile: Path | None, line_e
     if logfile is not None:
         logfile.absolute().parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(logfile, encoding="utf-8"))
+    formatter = JsonFormatter() if as_json else TextFormatter(line_end, sessions)
     for handler in handlers:
         handler.terminator = line_end
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(format="%(asctime)s %(levelname)-8s %(message)s", level=level, handlers=handlers, force=True)
+        handler.setFormatter(formatter)
+        handler.addFilter(SessionFilter())
+    if sessions:
+        follow_threads()
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=handlers, force=True)
     for chatty in ("h5py", "matplotlib", "PIL", "numba"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

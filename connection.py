@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import socket
 import threading
 import time
@@ -15,7 +14,7 @@ import ismrmrd
 
 import constants
 from codec import (
-    Limits,
+    LimitReached,
     Message,
     MrdError,
     ProtocolError,
@@ -27,6 +26,8 @@ from codec import (
 )
 from constants import MessageId
 from debugarrays import discard
+from limits import Limits, flag_of
+from socketstream import Observer, SocketStream
 
 logger = logging.getLogger(__name__)
 
@@ -35,41 +36,17 @@ RECEIVE_BUFFER = 1 << 20
 
 _CLOSE_SENT = "CLOSE has been sent"
 
+_WITH_DATA = frozenset({MessageId.ISMRMRD_ACQUISITION, MessageId.ISMRMRD_IMAGE, MessageId.ISMRMRD_WAVEFORM})
+
 # How long a session that is being ended may take to say so [s].
 INTERRUPT_WAIT = 1.0
 
 
-class Observer(Protocol):
-    """Sees the bytes of a session as they arrive, before they are taken apart."""
+class Keeper(Protocol):
+    """Sees the readouts, waveforms and images of a session as they are taken."""
 
-    def write(self, chunk: memoryview) -> None:
-        """Take one chunk; it is only valid during the call."""
-
-
-class _SocketStream(io.RawIOBase):
-    """Bytes of a socket as a raw stream that shows them to an observer; limits every wait."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self.observer: Observer | None = None
-        self.deadline = math.inf  # on the monotonic clock [s]
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if time.monotonic() > self.deadline:
-            raise StreamBroken("the time that the peer had for this is over")
-        try:
-            count = self._socket.recv_into(buffer)
-        except TimeoutError:
-            wait = self._socket.gettimeout()
-            raise StreamBroken(f"the peer has sent nothing for {wait:g} s, and has not sent CLOSE") from None
-        except OSError as error:
-            raise StreamBroken(f"the connection broke while receiving: {error}") from error
-        if count and self.observer is not None:
-            self.observer.write(memoryview(buffer)[:count])
-        return count
+    def add(self, item: Any) -> None:
+        """Take one of them."""
 
 
 class Connection:
@@ -84,12 +61,16 @@ class Connection:
     sock : socket.socket
         A connected stream socket; its timeout limits each wait, for data as for room to send.
     limits : Limits, optional
-        How large incoming messages may be.
+        How large messages may be, how long they may take, and how many images may be sent.
 
     Attributes
     ----------
     recvAcqs, recvImages, recvWaveforms, sentAcqs, sentImages, sentWaveforms : int
         What has been received and sent.
+    recvBytes, sentBytes : int
+        The same in bytes.
+    keeper : Keeper or None
+        Sees every readout, waveform and image that is taken, until the first image has been sent.
     is_exhausted : bool
         Whether the peer's messages have ended, by CLOSE or by a break.
     savedata : bool
@@ -102,7 +83,7 @@ class Connection:
     def __init__(self, sock: socket.socket, limits: Limits | None = None) -> None:
         self._socket = sock
         self._limits = limits or Limits()
-        self._raw = _SocketStream(sock)
+        self._raw = SocketStream(sock, self._limits)
         self._stream = io.BufferedReader(self._raw, RECEIVE_BUFFER)
         self._receive_lock = threading.RLock()
         self._send_lock = threading.Lock()
@@ -116,8 +97,7 @@ class Connection:
         self.debug: Callable[[str, Any], None] = discard
         self.recvAcqs = self.recvImages = self.recvWaveforms = 0
         self.sentAcqs = self.sentImages = self.sentWaveforms = 0
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.keeper: Keeper | None = None
 
     def observe(self, observer: Observer | None) -> None:
         """Show every byte that is received from here on to an observer, or to nobody."""
@@ -162,10 +142,13 @@ class Connection:
             self._next_identifier = None
             if identifier is None:
                 raise self._broken(StreamBroken("the stream ends without CLOSE"))
+            self._raw.begin_message()
             try:
                 message = read_content(identifier, self._stream, self._limits)
             except MrdError as error:
                 raise self._broken(error) from None
+            finally:
+                self._raw.end_message()
             if identifier == MessageId.ISMRMRD_ACQUISITION:
                 self.recvAcqs += 1
             elif identifier == MessageId.ISMRMRD_IMAGE:
@@ -174,6 +157,9 @@ class Connection:
                 self.recvWaveforms += 1
             elif identifier == MessageId.CLOSE:
                 self.is_exhausted = True
+            keeper = self.keeper  # another thread may send an image, and so end the keeping
+            if keeper is not None and identifier in _WITH_DATA:
+                keeper.add(message.content)
             return message
 
     def _broken(self, error: MrdError) -> MrdError:
@@ -210,24 +196,13 @@ class Connection:
             if self._ended_by:
                 raise SessionEnded(f"{identifier.name} cannot be sent: {self._ended_by}")
             try:
-                self._send_all(buffers)
+                self._raw.send(buffers)
             except OSError as error:
                 # What follows a message that was cut short could not be told from its missing bytes.
                 self._ended_by = f"the connection broke while sending: {error}"
                 raise StreamBroken(self._ended_by) from error
             if identifier == MessageId.CLOSE:
                 self._ended_by = _CLOSE_SENT
-
-    def _send_all(self, buffers: list[memoryview]) -> None:
-        if not hasattr(self._socket, "sendmsg"):  # Windows
-            self._socket.sendall(b"".join(buffers))
-            return
-        while buffers:
-            sent = self._socket.sendmsg(buffers)
-            while buffers and sent >= len(buffers[0]):
-                sent -= len(buffers.pop(0))
-            if sent:
-                buffers[0] = buffers[0][sent:]
 
     def send_config_file(self, name: str) -> None:
         """Send the name of the module to run."""
@@ -273,13 +248,24 @@ class Connection:
         self.sentWaveforms += 1
 
     def send_image(self, images: ismrmrd.Image | Iterable[ismrmrd.Image | None] | None) -> None:
-        """Send an image, or several; None among them is skipped."""
+        """Send an image, or several; None among them is skipped.
+
+        Raises
+        ------
+        LimitReached
+            If the session has sent as many images as it may.
+        """
         if images is None:
             return
         for image in [images] if isinstance(images, ismrmrd.Image) else images:
             if image is not None:
+                if self.sentImages >= self._limits.images:
+                    raise LimitReached(
+                        f"the session has sent {self.sentImages} images, its limit ({flag_of('images')})"
+                    )
                 self._send(MessageId.ISMRMRD_IMAGE, image)
                 self.sentImages += 1
+                self.keeper = None
 
     def send_close(self) -> None:
         """Tell the peer that nothing more comes; any further call does nothing."""
@@ -290,6 +276,21 @@ class Connection:
             self._send(MessageId.CLOSE)
         except SessionEnded:
             return  # another thread was faster
+
+    @property
+    def recvBytes(self) -> int:
+        """Bytes that have been received."""
+        return self._raw.received
+
+    @property
+    def sentBytes(self) -> int:
+        """Bytes that have been sent."""
+        return self._raw.sent
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more can be sent: CLOSE has been, or the peer could not be reached."""
+        return self._ended_by is not None
 
     @property
     def can_send(self) -> bool:
@@ -318,7 +319,7 @@ class Connection:
         buffer = bytearray(RECEIVE_BUFFER)
         try:
             self._socket.shutdown(socket.SHUT_WR)
-            self._socket.settimeout(wait)
+            self._raw.timeout = wait
             with contextlib.suppress(ProtocolError):
                 while not self.is_exhausted:
                     self.receive()
@@ -330,15 +331,36 @@ class Connection:
         finally:
             self._receive_lock.release()
 
+    def take_rest(self, wait: float, total: float) -> None:
+        """Take what the peer still sends, until its CLOSE or its end, for the `keeper`; nobody else gets it any more.
+
+        Parameters
+        ----------
+        wait : float
+            Longest pause of the peer [s].
+        total : float
+            Longest time in all [s].
+        """
+        # As in `drain`: while a module's thread waits in a read, nothing comes.
+        if not self._receive_lock.acquire(timeout=min(wait, threading.TIMEOUT_MAX)):
+            return
+        self.limit_receiving(total)
+        self._raw.timeout = wait
+        try:
+            while not self.is_exhausted:
+                self.receive()
+        except MrdError as error:
+            logger.debug("What the peer still sends is no longer taken: %s", error)
+            self._unreadable = True  # it may go on, in the middle of a message
+        finally:
+            self._receive_lock.release()
+
     def interrupt(self, last_words: str) -> None:
         """End both directions from another thread, with a text and CLOSE to the peer if they can be sent at once.
 
         A thread that waits in this connection gets `StreamBroken`.
         """
-        try:
-            self._socket.settimeout(INTERRUPT_WAIT)
-        except OSError:
-            return  # the session has ended by itself
+        self._raw.send_timeout = INTERRUPT_WAIT
         if self._send_lock.acquire(timeout=INTERRUPT_WAIT):  # else a module is stuck in sending to a peer that is stuck
             self._send_lock.release()
             try:

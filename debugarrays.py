@@ -61,7 +61,7 @@ class DebugArrays:
             values = np.asarray(array.get() if hasattr(array, "__cuda_array_interface__") else array)
             if values.dtype.hasobject:
                 raise TypeError("it holds Python objects, not numbers")
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(0o750, parents=True, exist_ok=True)  # they show patients
             np.save(path, values, allow_pickle=False)
         except (OSError, ValueError, TypeError) as error:
             logger.warning("The debug array '%s' is not written: %s", _plain(name), error)

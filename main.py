@@ -1,16 +1,19 @@
 """Command line of the MRD server: arguments, logging, signals."""
 
 import argparse
+import atexit
 import functools
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
-from codec import MIB, Limits
 from commandline import log_to, number
 from configuration import PROJECT_FOLDER
+from limits import add_limits, read_limits
+from metrics import Metrics, MetricsError
 from module_loader import ModuleError
 from recorder import DEFAULT_FOLDER
 from server import Server, ServerOptions
@@ -35,33 +38,39 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("-s", "--savedata", action="store_true", help="save what clients send")
     add("-S", "--savedataFolder", type=Path, default=Path(DEFAULT_FOLDER), metavar="FOLDER",
         help="where to save what clients send")  # fmt: skip
+    add("--convertLater", action="store_true",
+        help="leave what is saved as ISMRMRD streams, which `python recorder.py FOLDER` turns into .h5")  # fmt: skip
     add("-m", "--multiprocessing", action="store_true", help="give each connection a process instead of a thread")
     add("-r", "--crlf", action="store_true", help="end log lines with CR LF, for consoles that want it")
+    add("--log-json", dest="logJson", action="store_true", help="log JSON, one object a line, for machines")
+    add("--metrics", type=number(0, high=65535), metavar="PORT",
+        help="serve Prometheus metrics on this port of 127.0.0.1; 0: any free one")  # fmt: skip
+    add("--no-fallback", dest="fallback", action="store_false",
+        help="send no simple fallback image when a reconstruction fails")  # fmt: skip
     add("-M", "--moduleFolder", type=Path, action="append", default=[], metavar="FOLDER",
         help="further folder with modules; may be given several times")  # fmt: skip
     add("--debug-folder", "--debugFolder", dest="debugFolder", type=Path, metavar="FOLDER",
         help="write the arrays that modules name with connection.debug into this folder")  # fmt: skip
-    add("--timeout", type=number(0.1, float), default=3600.0, metavar="SECONDS",
-        help="longest silence of a client before its session is ended")  # fmt: skip
     add("--grace", type=number(0, float), default=30.0, metavar="SECONDS",
         help="time that running sessions get to end after Ctrl+C or SIGTERM; a second signal ends at once")  # fmt: skip
-    add("--maxSessions", type=number(1), default=64, metavar="N", help="how many connections are served at once")
-    add("--maxMessage", type=number(1), default=Limits.data // MIB, metavar="MIB",
-        help="largest readout, image or waveform accepted [MiB]")  # fmt: skip
-    add("--maxText", type=number(1), default=Limits.text // MIB, metavar="MIB",
-        help="largest header, text or attribute list accepted [MiB]")  # fmt: skip
+    add("--overload", choices=("refuse", "wait"), default="refuse",
+        help="what becomes of sessions that there is no place for: they are told so, or wait for one")  # fmt: skip
+    add_limits(parser)
     return parser.parse_args(arguments)
 
 
-def configure_logging(verbose: bool, logfile: Path | None, crlf: bool) -> None:
+def configure_logging(verbose: bool, logfile: Path | None, crlf: bool, as_json: bool = False) -> None:
     """Log to standard output, and to a file if asked; also called in each process of the server."""
-    log_to(logging.StreamHandler(sys.stdout), verbose, logfile, "\r\n" if crlf else "\n")
+    line_end = "\r\n" if crlf else "\n"
+    log_to(logging.StreamHandler(sys.stdout), verbose, logfile, line_end, sessions=True, as_json=as_json)
 
 
 def main() -> int:
     """Run the server until it is told to stop; returns the exit status."""
     arguments = parse_arguments()
-    setup = functools.partial(configure_logging, arguments.verbose, arguments.logfile, arguments.crlf)
+    setup = functools.partial(
+        configure_logging, arguments.verbose, arguments.logfile, arguments.crlf, arguments.logJson
+    )
     try:
         setup()
     except OSError as error:
@@ -78,7 +87,7 @@ def main() -> int:
         host=arguments.host,
         port=arguments.port,
         processes=arguments.multiprocessing,
-        max_sessions=arguments.maxSessions,
+        overload=arguments.overload,
         grace=arguments.grace,
         setup_process=setup,
         session=SessionOptions(
@@ -86,24 +95,28 @@ def main() -> int:
             module_folders=tuple(folders),
             save_data=arguments.savedata,
             save_folder=arguments.savedataFolder,
-            limits=Limits(text=arguments.maxText * MIB, data=arguments.maxMessage * MIB),
-            timeout=arguments.timeout,
+            convert=not arguments.convertLater,
+            limits=read_limits(arguments),
             debug_folder=arguments.debugFolder,
+            fallback_memory=SessionOptions.fallback_memory if arguments.fallback else 0,
         ),
     )
     try:
-        server = Server(options)
-    except (OSError, ValueError, ModuleError) as error:
+        metrics = None if arguments.metrics is None else Metrics(arguments.metrics)
+        server = Server(options) if metrics is None else Server(options, metrics.count)
+    except (OSError, ValueError, ModuleError, MetricsError) as error:
         logger.error("The server cannot start: %s", error)
         return 1
 
+    if metrics is not None:
+        metrics.watch(running=lambda: server.running, waiting=lambda: server.waiting)
     stopping = False
 
     def on_signal(signum: int, frame: object) -> None:
         nonlocal stopping
         if stopping:
             server.kill_sessions()
-            os._exit(128 + signum)
+            _leave(128 + signum)
         stopping = True
         server.stop()
 
@@ -111,9 +124,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, on_signal)
     server.serve()
     logger.info("The server has ended")
-    logging.shutdown()
-    # A module that still computes in a thread, deep in a library, must not keep the process from ending.
-    os._exit(0)
+    return _leave(0)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process at once: a module that still computes in a thread, deep in a library, must not keep it.
+
+    What has been registered for the end of the interpreter runs before: temporary folders go, and so does BART.
+    """
+    atexit._run_exitfuncs()
+    os._exit(status)
 
 
 if __name__ == "__main__":

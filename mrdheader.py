@@ -17,11 +17,9 @@ from xsdata.formats.dataclass.parsers import XmlParser
 from xsdata.formats.dataclass.parsers.config import ParserConfig
 
 from codec import has_document_type
+from limits import Limits
 
 logger = logging.getLogger(__name__)
-
-# Real headers have tens of thousands of characters; reading a hostile one takes seconds per million [characters].
-LONGEST = 4 << 20
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 
@@ -51,24 +49,27 @@ def _parse(text: str, config: ParserConfig) -> xsd.ismrmrdHeader:
     return XmlParser(config=config, context=_CONTEXT).from_bytes(text.encode("utf-8"), xsd.ismrmrdHeader)
 
 
-def parse_header(text: str) -> xsd.ismrmrdHeader | str:
+def parse_header(text: str, longest: int = Limits.header) -> xsd.ismrmrdHeader | str:
     """MRD header from its XML, or the text itself when it is none.
 
     Parameters
     ----------
     text : str
         What a METADATA_XML_TEXT message or ``/<group>/xml`` of a file holds.
+    longest : int, optional
+        How long it may be [characters]; real headers have tens of thousands, and a hostile one takes a second per
+        million.
 
     Returns
     -------
     ismrmrd.xsd.ismrmrdHeader or str
-        The header; the unchanged text when it is no XML, has another root element than ``ismrmrdHeader``, or declares
-        a document type (no MRD header does, and entities are a known attack).
+        The header; the unchanged text when it is too long, is no XML, has another root element than ``ismrmrdHeader``,
+        or declares a document type (no MRD header does, and entities are a known attack).
     """
     if has_document_type(text):
         return text
-    if len(text) > LONGEST:
-        logger.warning("A header of %d characters is passed on as text: more than %d are not read", len(text), LONGEST)
+    if len(text) > longest:
+        logger.warning("A header of %d characters is passed on as text: more than %d are not read", len(text), longest)
         return text
     # The text has been decoded already, so an encoding named in its declaration no longer holds.
     xml = text.lstrip("\ufeff \t\r\n")

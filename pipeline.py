@@ -34,10 +34,12 @@ def threaded(
         How much of the capacity an item takes: by default 1, so that the capacity is a number of items.
     """
     channel = _Channel(capacity)
+    # Of its own: a connection can be closed as well, which would end the session.
+    iterator = iter(items)
 
     def run() -> None:
         try:
-            for item in items:
+            for item in iterator:
                 if not channel.put(item, weight(item)):
                     return
         except BaseException as error:  # noqa: BLE001 -- raised again in the consumer
@@ -45,8 +47,8 @@ def threaded(
         else:
             channel.end(None)
         finally:
-            if channel.stopped and hasattr(items, "close"):
-                items.close()  # in turn, the links before it
+            if channel.stopped and hasattr(iterator, "close"):
+                iterator.close()  # in turn, the links before it
 
     threading.Thread(target=run, name=name, daemon=True).start()
     try:
@@ -100,5 +102,9 @@ class _Channel:
                 self._load -= weight
                 self._changed.notify_all()
             yield item
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # else it would keep this frame, and with it all that its own frames hold, until some collection

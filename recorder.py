@@ -21,8 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from codec import MIB, Limits, MrdError, ProtocolError, read_messages
+from codec import MrdError, ProtocolError, read_messages
 from constants import MessageId
+from limits import MESSAGE_LIMITS, MIB, Limits, add_limits, as_arguments, flag_of, read_limits
 from mrdfile import MrdWriter
 from mrdheader import parse_header
 
@@ -38,6 +39,9 @@ STREAM_SUFFIX = ".mrdpart"
 
 # Room is asked for in steps of this size: appending into reserved blocks costs about half [bytes].
 RESERVE = 64 << 20
+
+# What is saved is patients' data: not for everybody on this machine to read.
+FILE_MODE, FOLDER_MODE = 0o640, 0o750
 
 
 class HoldBack:
@@ -66,9 +70,12 @@ class Recorder:
     held : bytes-like
         What came in before.
     limits : Limits, optional
-        Limits that the session's messages are held to.
+        Limits that the session's messages are held to, and on the room that is left on the disk.
     on_failure : callable
-        Called once with a text when writing fails (a full disk): the session goes on without being recorded.
+        Called once with a text when writing fails (a full disk): the session goes on without being recorded, and what
+        was written before is kept.
+    convert : bool
+        Whether the MRD file is written at the end; else the stream is left for ``python recorder.py FOLDER``.
 
     Raises
     ------
@@ -83,10 +90,12 @@ class Recorder:
         held: bytes | bytearray = b"",
         limits: Limits | None = None,
         on_failure: Callable[[str], None] | None = None,
+        convert: bool = True,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._limits = limits or Limits()
         self._on_failure = on_failure
+        self._convert = convert
         self._failed = False
         stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{re.sub(r'[^A-Za-z0-9-]', '-', session)}"
         self._file = _create_new(folder, stem, STREAM_SUFFIX)
@@ -106,24 +115,51 @@ class Recorder:
         try:
             self._size += len(chunk)
             if self._size > self._reserved:
-                _reserve(self._file, self._reserved, RESERVE)
-                self._reserved += RESERVE
+                self._make_room(self._size - self._reserved)
             while len(chunk):
                 chunk = chunk[self._file.write(chunk) :]
         except OSError as error:
-            self._failed = True
-            text = f"What comes in is no longer being saved: {self.stream_path} cannot be written: {error}"
-            logger.error(text)
-            if self._on_failure is not None:
-                self._on_failure(text)
+            self._fail(f"What comes in is no longer being saved: {self.stream_path} cannot be written: {error}")
+
+    def _make_room(self, count: int) -> None:
+        """Ask for room for so many bytes more; for a whole step, if the disk has that much to spare."""
+        if not self.check():
+            return
+        free = shutil.disk_usage(self.stream_path.parent).free
+        if free - count < self._limits.disk:
+            kept = f"{self._limits.disk / MIB:g} MiB are to stay so ({flag_of('disk')})"
+            raise OSError(errno.ENOSPC, f"{free / MIB:.0f} MiB are free on the disk, {kept}")
+        step = max(count, min(RESERVE, free - self._limits.disk))
+        _reserve(self._file, self._reserved, step)
+        self._reserved += step
+
+    def check(self) -> bool:
+        """Whether what has been saved is still there; if not, this is told, once."""
+        try:
+            there, why = self.stream_path.exists(), f"{self.stream_path} has been removed or moved"
+        except OSError as error:
+            there, why = False, str(error)
+        if not there:
+            self._fail(f"What comes in is no longer being saved: {why}")
+        return there
+
+    def _fail(self, text: str) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        logger.error(text)
+        if self._on_failure is not None:
+            self._on_failure(text)
 
     def finish(self) -> None:
         """End the recording and have the MRD file written; a failure is logged, and the stream is kept."""
+        there = self.check()
         with contextlib.suppress(OSError):
             self._file.truncate()  # gives back what was reserved
         self._file.close()
-        self._conversion = Conversion(self.stream_path, self._limits)
-        self._conversion.wait()
+        if there and self._convert:
+            self._conversion = Conversion(self.stream_path, self._limits)
+            self._conversion.wait()
 
     def give_up(self) -> None:
         """Break off a conversion that runs, from another thread: the next start of the server finishes it."""
@@ -143,8 +179,7 @@ class Conversion:
     """
 
     def __init__(self, path: Path, limits: Limits | None = None) -> None:
-        limits = limits or Limits()
-        options = ["--maxText", str(limits.text // MIB), "--maxMessage", str(limits.data // MIB)]
+        options = as_arguments(limits or Limits(), *MESSAGE_LIMITS)
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), *options, str(path)],
             stdin=subprocess.DEVNULL,
@@ -175,9 +210,26 @@ def _create_new(folder: Path, stem: str, suffix: str) -> BinaryIO:
     while True:
         path = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}_{number}{suffix}")
         try:
-            return path.open("xb", buffering=0)
+            return open(path, "xb", buffering=0, opener=_open_private)
         except FileExistsError:
             number += 1
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, FILE_MODE)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for recordings, and those that it lies in, where they are not there.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made, or something else has its name.
+    """
+    for each in [*reversed(folder.absolute().parents), folder]:
+        if not each.is_dir():
+            each.mkdir(FOLDER_MODE, exist_ok=True)
 
 
 def _reserve(file: BinaryIO, start: int, length: int) -> None:
@@ -315,11 +367,11 @@ def main() -> int:
     """Convert a stream, or what was left in a folder; returns the exit status."""
     parser = argparse.ArgumentParser(description="Turn recordings that were left behind into MRD .h5 files.")
     parser.add_argument("path", type=Path, nargs="?", default=DEFAULT_FOLDER, help="folder, or one stream")
-    parser.add_argument("--maxText", type=int, default=Limits.text // MIB, help="as for the server")
-    parser.add_argument("--maxMessage", type=int, default=Limits.data // MIB, help="as for the server")
+    add_limits(parser, *MESSAGE_LIMITS)
     arguments = parser.parse_args()
+    os.umask(os.umask(0o777) | (0o777 & ~FILE_MODE & ~FOLDER_MODE))  # HDF5 makes files with the mode that this leaves
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stdout)
-    limits = Limits(text=arguments.maxText * MIB, data=arguments.maxMessage * MIB)
+    limits = read_limits(arguments)
     path = arguments.path
     if path.is_file():
         convert_stream(path, limits)

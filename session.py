@@ -1,24 +1,30 @@
 """One session from its first byte to its last: config, header, module, and an ending that always comes."""
 
-import json
+import contextlib
 import logging
 import math
 import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codec import Limits, Message, MrdError, StreamBroken
+import fallback
+from codec import Message, MrdError, StreamBroken
 from connection import Connection
 from constants import MRD_LOGGING_ERROR, MRD_LOGGING_WARNING, MessageId
 from debugarrays import DebugArrays
+from jsonparameters import parse_parameters
+from limits import MIB, Limits
+from logs import enter_session, log_summary
 from module_loader import ModuleLoader, Process
 from mrdheader import parse_header
 from recorder import DEFAULT_FOLDER, HoldBack, Recorder
+from summary import LONGEST_WORD, Outcome, SessionSummary
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +34,6 @@ SAVE_ONLY = "savedataonly"
 # last message on its way to the peer: with pauses of this length, and for this long in all [s].
 DRAIN_WAIT = 10.0
 DRAIN_TOTAL = 120.0
-
-# How long a peer may take to send config and header [s]: each one that only keeps its connection open holds a session.
-OPENING_LIMIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -47,21 +50,24 @@ class SessionOptions:
         Whether every session is recorded.
     save_folder : Path
         Where recordings go.
+    convert : bool
+        Whether a recording becomes an MRD file when its session ends; else it stays the stream that it is.
     limits : Limits
-        How large incoming messages may be.
-    timeout : float
-        Longest pause of a peer, in sending as in receiving [s].
+        What a session may use.
     debug_folder : Path or None
         Where modules' intermediate arrays are written, if anywhere.
+    fallback_memory : int
+        How much of what comes in is kept for a fallback image, should the module fail [bytes]; 0: no fallback images.
     """
 
     default_config: str = "invertcontrast"
     module_folders: tuple[Path, ...] = ()
     save_data: bool = False
     save_folder: Path = Path(DEFAULT_FOLDER)
+    convert: bool = True
     limits: Limits = field(default_factory=Limits)
-    timeout: float = 3600.0
     debug_folder: Path | None = None
+    fallback_memory: int = 128 * MIB
 
 
 class ConfigurationRefused(MrdError, ValueError):
@@ -90,10 +96,27 @@ class Session:
         What the command line settled.
     loader : ModuleLoader
         Where modules come from.
+    peer : str
+        Who is connected, for the log.
+    report : callable
+        Called with the summary when the module begins and, as the last thing, at the end.
+
+    Attributes
+    ----------
+    summary : SessionSummary
+        What the session has come to so far.
     """
 
-    def __init__(self, sock: socket.socket, name: str, options: SessionOptions, loader: ModuleLoader) -> None:
-        sock.settimeout(options.timeout)
+    def __init__(
+        self,
+        sock: socket.socket,
+        name: str,
+        options: SessionOptions,
+        loader: ModuleLoader,
+        peer: str = "-",
+        report: Callable[[SessionSummary], object] = lambda summary: None,
+    ) -> None:
+        sock.settimeout(options.limits.timeout)
         self.name = name
         self._options = options
         self._loader = loader
@@ -103,43 +126,97 @@ class Session:
         if options.debug_folder is not None:
             self._connection.debug = DebugArrays(options.debug_folder, name).save
         self._module = "no module"
+        self._process: Process | None = None
+        self._metadata: Any = None
+        self._report = report
+        self._ended = threading.Event()
+        self._start = time.monotonic()
+        self.summary = SessionSummary(name, peer)
 
     def run(self) -> None:
         """Serve the peer. Whatever happens is reported to it and logged, and ends with CLOSE and a closed socket."""
         connection = self._connection
-        start = time.monotonic()
+        enter_session(self.name)
         try:
-            self._serve()
-        except StreamBroken as error:
-            logger.warning("%s: %s", self.name, error)
-            self._tell(MRD_LOGGING_ERROR, f"{error}")
-        except MrdError as error:
-            logger.error("%s: %s", self.name, error)
-            self._tell(MRD_LOGGING_ERROR, f"{error}")
-        except BaseException as error:  # noqa: BLE001 -- whatever a module raises goes to its client
-            # Python's own formatting copes with exceptions that cannot even say what they are.
-            summary = "".join(traceback.format_exception_only(error)).strip()
-            report = "".join(traceback.format_exception(error))
-            logger.error("%s: %s failed\n%s", self.name, self._module, report)
-            self._tell(MRD_LOGGING_ERROR, f"{self._module} failed: {summary}\n{report}")
-        finally:
             try:
-                self._close(connection)
-            finally:
-                connection.close()
+                self._serve()
+            except BaseException as error:  # noqa: BLE001 -- whatever a module raises goes to its client
+                self._fail(error)
+            self._fall_back()  # out here, since the exception would keep the module's arrays
+        finally:
+            with contextlib.ExitStack() as ending:  # in reverse order, and all of it
+                ending.callback(self._end)
                 if self._recorder is not None:
-                    self._recorder.finish()
-        logger.info(
-            "%s: %s ended: received %d readouts, %d waveforms, %d images; sent %d images; %.2f s",
-            self.name, self._module, connection.recvAcqs, connection.recvWaveforms, connection.recvImages,
-            connection.sentImages, time.monotonic() - start,
-        )  # fmt: skip
+                    ending.callback(self._recorder.finish)
+                ending.callback(connection.close)
+                self._close(connection)
+                self.summary.seconds = time.monotonic() - self._start
+
+    @property
+    def received_bytes(self) -> int:
+        """How much has come from the peer [bytes]."""
+        return self._connection.recvBytes
 
     def interrupt(self, reason: str) -> None:
         """End the session from another thread: tell the peer why, and break off what waits for it."""
+        if not self._connection.has_ended:
+            self.summary.end(Outcome.INTERRUPTED, reason)
+            self.summary.errors += 1
         self._connection.interrupt(f"{MRD_LOGGING_ERROR} {reason}")
         if self._recorder is not None:
             self._recorder.give_up()
+
+    def give_up(self) -> None:
+        """Report a session from another thread that does not end although it was interrupted."""
+        self._end()
+
+    def _fail(self, error: BaseException) -> None:
+        """Log what ended the session early, and tell the client."""
+        if isinstance(error, MrdError):
+            gone = isinstance(error, StreamBroken) or not self._connection.can_send
+            logger.log(logging.WARNING if gone else logging.ERROR, "%s", error)
+            refused = isinstance(error, ConfigurationRefused)
+            outcome = Outcome.CLIENT_GONE if gone else Outcome.REFUSED if refused else Outcome.FAILED
+            reason, text = str(error), str(error)
+        else:
+            # Python's own formatting copes with exceptions that cannot even say what they are.
+            said = "".join(traceback.format_exception_only(error)).strip()
+            report = "".join(traceback.format_exception(error))
+            outcome, reason = Outcome.FAILED, f"{self._module} failed: {said}"
+            # As text: whoever keeps records would keep the module's arrays with the exception.
+            logger.error("%s", reason, extra={"traceback": report})
+            text = f"{reason}\n{report}"
+        if self.summary.outcome is Outcome.RUNNING:  # and not interrupted, which makes modules fail
+            self.summary.end(outcome, reason)
+        self._tell(MRD_LOGGING_ERROR, text)
+
+    def _fall_back(self) -> None:
+        """Send fallback images, if a failed module leaves the client without any although data came in."""
+        connection, summary = self._connection, self.summary
+        kept = connection.keeper
+        failed = summary.outcome in (Outcome.FAILED, Outcome.CLIENT_GONE)
+        if failed and kept is not None and not connection.has_ended:
+            wait = self._options.limits.timeout
+            if self._recorder is not None:  # the data are being kept: take all of them
+                connection.take_rest(wait, math.inf)
+            else:
+                connection.take_rest(min(wait, DRAIN_WAIT), wait)
+            own = _part_of_module(self._process, "fallback")
+            summary.fallback_images = fallback.send(connection, kept, self._metadata, summary.reason, own)
+        connection.keeper = None
+
+    def _end(self) -> None:
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        summary = self.summary
+        summary.count(self._connection)
+        summary.module = self._module
+        summary.seconds = summary.seconds or time.monotonic() - self._start
+        if summary.outcome is Outcome.RUNNING:
+            summary.end(Outcome.COMPLETED)
+        log_summary(summary)
+        self._report(summary)
 
     # ---- the opening -----------------------------------------------------------------------------------------------
 
@@ -149,7 +226,7 @@ class Session:
         connection.observe(held)
         if self._options.save_data:
             self._record(held)
-        connection.limit_receiving(OPENING_LIMIT)
+        connection.limit_receiving(self._options.limits.opening)
         config = self._receive_config()
         if config is None:
             return
@@ -157,16 +234,24 @@ class Session:
         if metadata is None:
             return
         connection.limit_receiving(math.inf)
+        self._metadata = metadata
+        if self._options.fallback_memory:
+            connection.keeper = fallback.Kept(self._options.fallback_memory)
         self._prepare(config.content, metadata)
         parameters = self._receive_parameters(config)
         name = _requested_module(config.content, parameters)
-        process = self._choose(name)
+        self.summary.config = name[:LONGEST_WORD]
+        process = self._process = self._choose(name)
+        if process is discard:
+            connection.keeper = None  # nobody expects images
         if self._recorder is None:
             if self._module == SAVE_ONLY:
                 self._record(held)
             else:
                 connection.observe(None)
-        logger.info("%s: config %.100r runs %s", self.name, name, self._module)
+        logger.info("config %.100r runs %s", name, self._module)
+        self.summary.module = self._module
+        self._report(self.summary)
         process(connection, config.content if parameters is None else parameters, metadata)
 
     def _receive_config(self) -> Message | None:
@@ -190,7 +275,7 @@ class Session:
             return None
         if message.identifier != MessageId.METADATA_XML_TEXT:
             raise ConfigurationRefused(f"METADATA_XML_TEXT comes after the config, not {message.identifier.name}")
-        return parse_header(message.content)
+        return parse_header(message.content, self._options.limits.header)
 
     def _prepare(self, config: str, metadata: Any) -> None:
         """Give the module that the config names a chance to set up before the first data come, if it wants one.
@@ -200,27 +285,26 @@ class Session:
         goes wrong here goes wrong again in ``process``, which reports it.
         """
         try:
-            process = self._find(config.strip())
-            prepare = None if process is None else getattr(sys.modules.get(process.__module__), "prepare", None)
+            prepare = _part_of_module(self._find(config.strip()), "prepare")
             if prepare is not None:
                 prepare(config, metadata)
         except Exception as error:  # noqa: BLE001 -- the module's own code, which process will run into again
-            logger.debug("%s: preparing %s failed: %s", self.name, self._module, error)
+            logger.debug("preparing %s failed: %s", self._module, error)
 
     def _receive_parameters(self, config: Message) -> dict[str, Any] | None:
         """JSON parameters: a TEXT directly after the header, or a config that was sent as JSON text."""
         if self._connection.peek_mrd_message_identifier() == MessageId.TEXT:
             text = self._connection.receive().content.lstrip("\ufeff")  # editors of one system put this mark first
             if not text.lstrip().startswith("{"):
-                logger.info("%s: text from the client: %.1000r", self.name, text)
+                logger.info("text from the client: %.1000r", text)
                 return None
         elif config.identifier == MessageId.CONFIG_TEXT and config.content.lstrip().startswith("{"):
             text = config.content
         else:
             return None
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
+            return parse_parameters(text, self._options.limits)
+        except ValueError as error:
             raise ConfigurationRefused(f"the JSON parameters cannot be read: {error}") from error
 
     def _choose(self, name: str) -> Process:
@@ -253,12 +337,13 @@ class Session:
                 held.held,
                 options.limits,
                 on_failure=lambda text: self._tell(MRD_LOGGING_ERROR, text),
+                convert=options.convert,
             )
         except OSError as error:
             text = f"what comes in cannot be saved in {options.save_folder}: {error}"
             if self._module == SAVE_ONLY:
                 raise ConfigurationRefused(text) from error
-            logger.error("%s: %s", self.name, text)
+            logger.error("%s", text)
             self._tell(MRD_LOGGING_ERROR, text)
             return
         connection.observe(self._recorder)
@@ -267,20 +352,28 @@ class Session:
 
     def _tell(self, level: str, text: str) -> None:
         """Send a log line to the client if it can still be reached."""
+        self.summary.errors += level == MRD_LOGGING_ERROR
         try:
             self._connection.send_text(f"{level} {text}")
         except MrdError as error:
-            logger.debug("%s: the client could not be told: %s", self.name, error)
+            logger.debug("the client could not be told: %s", error)
 
     def _close(self, connection: Connection) -> None:
+        if self._recorder is not None:
+            self._recorder.check()  # while the client can still be told
         try:
             connection.send_close()
         except MrdError as error:
-            logger.debug("%s: CLOSE could not be sent: %s", self.name, error)
+            logger.debug("CLOSE could not be sent: %s", error)
         if self._recorder is not None:  # the data are being kept: take all of them
-            connection.drain(self._options.timeout, math.inf)
+            connection.drain(self._options.limits.timeout, math.inf)
         elif connection.can_send:
             connection.drain(DRAIN_WAIT, DRAIN_TOTAL)
+
+
+def _part_of_module(process: Process | None, name: str) -> Any:
+    """Return another function that a module defines beside its ``process``; None when it does not."""
+    return getattr(sys.modules.get(getattr(process, "__module__", "")), name, None)
 
 
 def _requested_module(config: str, parameters: dict[str, Any] | None) -> str:

@@ -16,7 +16,8 @@ COPY docker/requirements-cuda.txt docker/
 RUN pip install --no-cache-dir -r docker/requirements-cuda.txt
 COPY . .
 
-RUN useradd --create-home --uid 1000 mrd && install -d -o mrd -g mrd /tmp/share /tmp/share/saved_data
+RUN useradd --create-home --uid 1000 mrd && install -d -o mrd -g mrd /tmp/share \
+    && install -d -o mrd -g mrd -m 750 /tmp/share/saved_data
 USER 1000
 
 # The container runtime gives the container what is asked for here.

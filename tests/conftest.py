@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from ismrmrd.serialization import ProtocolDeserializer, ProtocolSerializer
 
-from codec import Limits
 from connection import Connection
+from limits import Limits
 from server import Server, ServerOptions
 from session import SessionOptions
 
@@ -224,15 +224,23 @@ StartServer = Callable[..., RunningServer]
 def server(tmp_path: Path, no_leaks: None) -> Iterator[StartServer]:
     """Start a server: ``server(module_folders=(folder,), save_data=True, server_options={"grace": 0.1})``.
 
-    Keywords are those of `SessionOptions`; recordings go to ``tmp_path / "saved"`` and the default config is ``null``
+    Keywords are those of `SessionOptions`, and ``timeout``, which goes into its limits. Recordings go to
+    ``tmp_path / "saved"`` and the default config is ``null``
     unless they say otherwise. At the end each server is stopped and joined, and neither a thread, nor a socket, nor an
     unfinished recording may be left.
     """
     running: list[RunningServer] = []
     folders = {tmp_path}
 
-    def start(*, server_options: dict[str, Any] | None = None, **session_options: Any) -> RunningServer:
-        session = {"default_config": "null", "save_folder": tmp_path / "saved", "timeout": PATIENCE} | session_options
+    def start(
+        *,
+        server_options: dict[str, Any] | None = None,
+        limits: Limits | None = None,
+        timeout: float = PATIENCE,
+        **session_options: Any,
+    ) -> RunningServer:
+        session = {"default_config": "null", "save_folder": tmp_path / "saved"} | session_options
+        session["limits"] = replace(limits or Limits(), timeout=timeout)
         options = {"port": 0, "grace": PATIENCE} | (server_options or {})
         folders.add(session["save_folder"])
         running.append(RunningServer(Server(ServerOptions(session=SessionOptions(**session), **options))))

@@ -11,9 +11,10 @@ import pytest
 from ismrmrd.serialization import ConfigFile, ConfigText, ProtocolDeserializer
 
 import codec
-from codec import IMAGE_DTYPES, Limits, MrdError, ProtocolError, SessionEnded, StreamBroken
+from codec import IMAGE_DTYPES, MrdError, ProtocolError, SessionEnded, StreamBroken
 from conftest import bytes_of, make_acquisition, make_header, make_image, make_waveform
 from constants import MessageId
+from limits import Limits
 
 LIMITS = Limits(text=1 << 16, data=1 << 20)
 
@@ -30,7 +31,8 @@ class Case:
 
 
 def text_case(name: str, identifier: MessageId, given: Any, content: str) -> Case:
-    parts = (("a text length", 4), ("text", len(content.encode())))
+    what = "header" if identifier == MessageId.METADATA_XML_TEXT else "text"
+    parts = ((f"a {what} length", 4), (what, len(content.encode())))
     return Case(name, identifier, bytes_of(given), content, parts)
 
 
@@ -247,6 +249,15 @@ def test_text_with_a_lone_surrogate_can_be_sent():
     text = read_one(stream).content
     assert text.startswith("ERROR    option ")
     assert text.endswith(" is unknown")
+
+
+@pytest.mark.parametrize("character", ["\ud800", "\ufffe", "\x00", "\x1b"])
+def test_attributes_with_what_no_xml_may_hold_can_be_read(character):
+    # A fallback image quotes the error of its module, which may hold anything.
+    image = make_image(meta={"why": f"an {character} error", "kept": "&#55296; is text, and so is &#65;\ud7ff\ue000"})
+    (received,) = ProtocolDeserializer(io.BytesIO(encoded(MessageId.ISMRMRD_IMAGE, image) + b"\x04\x00")).deserialize()
+    assert received.meta["why"] == "an \ufffd error"
+    assert received.meta["kept"] == "&#55296; is text, and so is &#65;\ud7ff\ue000"
 
 
 # ---- truncation ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import io
 import resource
 import struct
+import time
 import tracemalloc
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from ismrmrd.serialization import ProtocolDeserializer
 
 import codec
-from codec import Limits, ProtocolError, StreamBroken
-from conftest import bytes_of, make_acquisition, make_image, make_waveform
+from codec import ProtocolError, StreamBroken
+from conftest import bytes_of, make_acquisition, make_header, make_image, make_waveform
 from constants import MessageId
+from limits import Limits
 
 
 def read_one(stream: Any, limits: Limits = Limits(text=1 << 16, data=1 << 20)) -> codec.Message:  # noqa: B008
@@ -30,8 +32,8 @@ TOO_LARGE = [
         "a text of 4294967295 bytes is announced, the limit is 67108864",
     ),
     (
-        struct.pack("<HI", MessageId.METADATA_XML_TEXT, (64 << 20) + 1),
-        "a text of 67108865 bytes is announced, the limit is 67108864",
+        struct.pack("<HI", MessageId.METADATA_XML_TEXT, (4 << 20) + 1),
+        "a header of 4194305 bytes is announced, the limit is 4194304",
     ),
 ]
 
@@ -69,7 +71,7 @@ def waveform_bytes(**fields: int) -> bytes:
         ),
         (
             image_bytes(length=2**64 - 1),
-            f"an image announces {2**64 - 1} bytes of attributes, the limit is 67108864",
+            f"an image announces {2**64 - 1} bytes of attributes, the limit is 4194304",
         ),
         (
             acquisition_bytes(number_of_samples=65535, active_channels=65535),
@@ -108,7 +110,8 @@ def test_memory_of_an_announced_size_is_only_taken_as_data_come():
     ("raw", "size", "limit"),
     [
         (bytes_of("0123456789"), 10, "text"),
-        (image_bytes(attributes=b"<ismrmrdMeta />", pixels=b"ab"), 15, "text"),
+        (bytes_of(make_header()), len(make_header().toXML()), "header"),
+        (image_bytes(attributes=b"<ismrmrdMeta />", pixels=b"ab"), 15, "attributes"),
         (bytes_of(make_acquisition(channels=2, samples=3)), 48, "data"),
         (bytes_of(make_acquisition(channels=1, samples=3, dimensions=9)), 108, "data"),
         (bytes_of(make_waveform(channels=2, samples=3)), 24, "data"),
@@ -116,7 +119,7 @@ def test_memory_of_an_announced_size_is_only_taken_as_data_come():
     ],
 )
 def test_limits_are_inclusive(raw, size, limit):
-    large = {"text": 1000, "data": 1000}
+    large = {"text": 1000, "data": 1000, "header": 2000, "attributes": 1000}
     read_one(io.BytesIO(raw), Limits(**large | {limit: size}))
     with pytest.raises(ProtocolError, match=rf"the limit is {size - 1}"):
         read_one(io.BytesIO(raw), Limits(**large | {limit: size - 1}))
@@ -176,6 +179,29 @@ def test_unreadable_attributes_can_be_sent_on():
     sent = b"".join(map(bytes, codec.encode(MessageId.ISMRMRD_IMAGE, read_one(io.BytesIO(raw)).content)))
     (image,) = ProtocolDeserializer(io.BytesIO(sent + b"\x04\x00")).deserialize()
     assert "broken" in image.meta["UnreadableAttributes"]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "<ismrmrdMeta>" + "<a>" * 100_000 + "</a>" * 100_000 + "</ismrmrdMeta>",
+        "<ismrmrdMeta>" + "<a>" * 1_000_000,
+        "<ismrmrdMeta>" + "<meta>" * 100_000 + "</meta>" * 100_000 + "</ismrmrdMeta>",
+        "<ismrmrdMeta " + " ".join(f"a{number}=''" for number in range(300_000)) + "/>",
+        "<ismrmrdMeta " + " ".join(f"xmlns:a{number}='b'" for number in range(150_000)) + "/>",
+        "<ismrmrdMeta>" + "<a/>" * 1_000_000 + "</ismrmrdMeta>",
+        "<ismrmrdMeta>" + "<meta><name>a</name><value>1</value></meta>" * 90_000 + "</ismrmrdMeta>",
+        "<ismrmrdMeta><meta><name>a</name>" + "<value>1</value>" * 250_000 + "</meta></ismrmrdMeta>",
+    ],
+    ids=["deep", "deep and never closed", "deep metas", "attributes", "namespaces", "elements", "metas", "values"],
+)
+def test_huge_attributes_are_done_with_soon(attributes):
+    raw = image_bytes((2, 1, 1), attributes=attributes.encode(), pixels=b"abcd")
+    start = time.monotonic()
+    image = read_one(io.BytesIO(raw), Limits()).content  # with the limits of the server: nearly 4 MiB come this far
+    assert image.data.tobytes() == b"abcd"
+    assert b"".join(map(bytes, codec.encode(MessageId.ISMRMRD_IMAGE, image)))
+    assert time.monotonic() - start < 10
 
 
 LATIN_1 = (

@@ -7,9 +7,10 @@ import pytest
 from ismrmrd.serialization import ConfigFile, ConfigText
 
 import constants
-from codec import Limits, ProtocolError, SessionEnded, StreamBroken
+from codec import ProtocolError, SessionEnded, StreamBroken
 from conftest import bytes_of, make_acquisition, make_header, make_image, make_waveform, wait_for, watched
 from constants import MessageId
+from limits import Limits
 
 NOTHING_RECEIVED = "(after 0 readouts, 0 waveforms and 0 images)"
 LARGE = (1, 1, 512, 1024)  # an image of 2 MiB, more than any buffer between the two sides
@@ -308,12 +309,13 @@ def test_room_to_send_is_waited_for_with_a_limit(pair):
     connection, peer = pair(timeout=0.05)
     with pytest.raises(StreamBroken) as caught:
         connection.send_image([make_image(1), make_image(2, LARGE)])
-    assert str(caught.value) == "the connection broke while sending: timed out"
+    assert str(caught.value) == "the connection broke while sending: the peer has taken nothing for 0.05 s"
     assert connection.sentImages == 1
     # What follows would be taken for the missing bytes, CLOSE included.
     with pytest.raises(SessionEnded) as caught:
         connection.send_text("more")
-    assert str(caught.value) == "TEXT cannot be sent: the connection broke while sending: timed out"
+    broken = "the connection broke while sending: the peer has taken nothing for 0.05 s"
+    assert str(caught.value) == f"TEXT cannot be sent: {broken}"
     connection.send_close()
     connection.close()
     rest = peer.reader.read()

@@ -5,7 +5,7 @@ import re
 import ismrmrd
 import numpy as np
 
-from conftest import make_acquisition, make_header
+from conftest import make_acquisition, make_header, make_waveform
 from test_main import PROJECT
 
 
@@ -20,7 +20,7 @@ def run(code):
 
 
 def test_smallest_module():
-    smallest, _, testing = code_blocks("modules.md")
+    smallest, _, testing, _ = code_blocks("modules.md")
     recording = run(testing)["Recording"]([make_acquisition(1), make_acquisition(2)])
     run(smallest)["process"](recording, {"parameters": {"scale": 2}}, make_header())
     images = recording.sent
@@ -29,12 +29,18 @@ def test_smallest_module():
 
 
 def test_pipeline_of_a_module():
-    _, pipeline, testing = code_blocks("modules.md")
+    _, pipeline, testing, _ = code_blocks("modules.md")
     names = run(pipeline)
     names["reconstruct"] = lambda items: (ismrmrd.Image.from_array(np.abs(item.data)) for item in items)
     recording = run(testing)["Recording"]([make_acquisition(1), make_acquisition(2)])
     names["process"](recording, "", make_header())
     assert len(recording.sent) == 2
+
+
+def test_fallback_of_a_module():
+    made = list(run(code_blocks("modules.md")[3])["fallback"]([make_acquisition(1), make_waveform(1)], make_header()))
+    expected = np.linalg.norm(np.fft.ifft(make_acquisition(1).data), axis=0)
+    np.testing.assert_allclose(made[0].data[0, 0, 0], expected, rtol=1e-6)
 
 
 def test_testing_without_a_server(capsys):

@@ -216,7 +216,24 @@ def test_process_that_dies_is_logged(start, tmp_path):
     for _ in range(2):  # a further connection makes the server look after the first one's process
         result = client.run(client.ClientOptions(source, port=running.port, config="dying"))
         assert len(result.errors) == 1
-    running.wait_for("session-1: its process ended with exit code 7")
+    running.wait_for("session-1  its process ended with exit code 7")
+    running.wait_for("session-1  ended, failed: its process ended with exit code 7; client 127.0.0.1:")
+    assert running.stop() == 0
+
+
+def test_what_a_session_had_saved_when_its_process_died_becomes_a_file_at_once(start, tmp_path):
+    write_module(tmp_path, "dying", "import os\ndef process(connection, config, metadata): os._exit(0)\n")
+    write_module(tmp_path, "waiting", WAITING_MODULE)
+    running = start("-d", "null", "-m", "-s", "-S", tmp_path / "saved")
+    peer = open_waiting_session(running.port)  # its recording is not touched
+    source = write_mrd_file(tmp_path / "raw.h5", [make_acquisition()], xml=header_xml())
+    for _ in range(2):  # a further connection makes the server look after the first one's process
+        client.run(client.ClientOptions(source, port=running.port, config="dying"))
+    running.wait_for("What came in was saved as")
+    (saved, *_) = (tmp_path / "saved").glob("*.h5")
+    with MrdReader(saved) as reader:
+        assert reader.acquisition_count == 1
+    peer.close()
     assert running.stop() == 0
 
 

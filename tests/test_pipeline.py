@@ -75,10 +75,30 @@ def process(connection, config, metadata):
     peer = connect(server(module_folders=(tmp_path,)).address)
     peer.send(ConfigFile("silent"), make_header(), make_acquisition())
     start = time.monotonic()
-    (text,) = peer.receive()
+    text, *_ = peer.receive()
     assert "broken while" in text
     assert time.monotonic() - start < PATIENCE / 2
     assert peer.is_at_end()
+
+
+def test_consumer_that_stops_early_does_not_end_the_session(server, connect, tmp_path):
+    source = """
+from pipeline import threaded
+import threading
+def process(connection, config, metadata):
+    items = threaded(connection, 1, "receiving early")
+    next(items)
+    items.close()
+    for thread in threading.enumerate():
+        if thread.name == "receiving early":
+            thread.join()
+    connection.send_text("still here")
+"""
+    write_module(tmp_path, "early", source)
+    peer = connect(server(module_folders=(tmp_path,)).address)
+    peer.send(ConfigFile("early"), make_header(), *(make_acquisition(number) for number in range(9)))
+    peer.send_close()
+    assert peer.receive() == ["still here"]
 
 
 def test_images_leave_while_the_scan_goes_on(server, connect, tmp_path):

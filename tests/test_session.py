@@ -12,7 +12,18 @@ import pytest
 from ismrmrd.serialization import ConfigFile, ConfigText
 
 import connection as connection_module
-from conftest import PATIENCE, bytes_of, header_xml, make_acquisition, make_header, make_image, write_module
+from conftest import (
+    PATIENCE,
+    bytes_of,
+    header_xml,
+    make_acquisition,
+    make_header,
+    make_image,
+    make_waveform,
+    write_module,
+)
+from limits import Limits
+from summary import Outcome
 
 ECHO_CONFIG = """
 import json
@@ -160,7 +171,7 @@ def test_exception_of_a_module_reaches_the_client_with_traceback_then_close(serv
     write_module(tmp_path, "failing", source)
     peer = connect(server(module_folders=(tmp_path,)).address)
     texts = hold(peer, ConfigFile("failing"), make_header(), *(make_acquisition(i) for i in range(50)))
-    assert len(texts) == 1
+    assert errors(texts) == texts[:1]
     assert texts[0].startswith("ERROR    failing failed: ")
     assert "failing.py" in texts[0]
     assert raised in texts[0]
@@ -195,9 +206,8 @@ def test_process_that_would_not_run_is_refused(server, connect, tmp_path, source
     assert "plain function" in text
 
 
-def test_peer_that_never_finishes_its_opening_is_ended(server, connect, monkeypatch):
-    monkeypatch.setattr("session.OPENING_LIMIT", 0.2)
-    peer = connect(server(timeout=0.3).address)
+def test_peer_that_never_finishes_its_opening_is_ended(server, connect):
+    peer = connect(server(limits=Limits(opening=0.2)).address)
     peer.send_raw(bytes_of(ConfigFile("null"))[:50])
     (text,) = peer.receive()
     assert text.startswith("ERROR")
@@ -230,7 +240,7 @@ def test_error_arrives_although_the_client_has_sent_much_that_nobody_reads(serve
     peer = connect(server(module_folders=(tmp_path,)).address)
     peer.send(ConfigFile("failing"), make_header())
     sending = in_thread(lambda: [peer.send(make_acquisition(i, 32, 4000)) for i in range(40)] and peer.send_close())
-    (text,) = peer.receive()
+    text, *_ = peer.receive()
     assert "early" in text
     sending.result()
 
@@ -274,7 +284,7 @@ def test_peer_that_dies_in_a_readout_leaves_one_clear_line(server, connect, capl
     running.stop()
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(lines) == 1, lines
-    assert "session-1: the stream ends after" in lines[0]
+    assert lines[0].startswith("the stream ends after")
     assert "after 1 readouts" in lines[0]
 
 
@@ -357,7 +367,7 @@ def test_session_that_outlasts_the_grace_time_is_ended_with_a_word(server, conne
 
 def test_too_many_sessions_are_refused_with_a_reason(server, connect, tmp_path):
     write_module(tmp_path, "waiting", WAITING)
-    running = server(module_folders=(tmp_path,), server_options={"max_sessions": 1})
+    running = server(module_folders=(tmp_path,), limits=Limits(sessions=1))
     first, second = connect(running.address), connect(running.address)
     first.send(ConfigFile("waiting"), make_header())
     (text,) = second.receive()
@@ -406,6 +416,140 @@ def test_legacy_attributes_tell_where_data_are_saved(server, connect, tmp_path):
     saved, folder, path = peer.receive()[0].split(" ")
     assert (saved, folder) == ("True", str(tmp_path / "saved"))
     assert path.startswith(folder)
+
+
+# ---- summaries -----------------------------------------------------------------------------------------------------
+
+FAILING = "def process(connection, config, metadata):\n    list(connection)\n    raise ValueError('coil 3\\nand 4')"
+IMAGES = """
+import ismrmrd, numpy
+def process(connection, config, metadata):
+    for item in connection:
+        if isinstance(item, ismrmrd.Acquisition):
+            connection.send_image(ismrmrd.Image.from_array(numpy.abs(item.data)))
+        else:
+            connection.send_waveform(item)
+"""
+
+
+@pytest.fixture
+def summaries(server, tmp_path):
+    """Start a server that keeps the summaries of its sessions: ``running, summaries = ...()``."""
+
+    def start(**options):
+        for name, source in (("failing", FAILING), ("images", IMAGES), ("waiting", WAITING)):
+            write_module(tmp_path, name, source)
+        running, ended = server(module_folders=(tmp_path,), **options), []
+        running.server._ended = running.server._door._ended = ended.append
+        return running, ended
+
+    return start
+
+
+def the_summary(running, ended, caplog):
+    """The only summary, and its line in the log."""
+    running.stop()
+    (summary,) = ended
+    (line,) = [record.getMessage() for record in caplog.records if hasattr(record, "summary")]
+    assert line == str(summary)
+    return summary, line
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_summary_of_a_session_that_is_completed(summaries, connect, caplog, processes):
+    caplog.set_level(logging.INFO)
+    running, ended = summaries(server_options={"processes": processes})
+    peer = connect(running.address)
+    hold(peer, ConfigFile("images"), make_header(), *(make_acquisition(i) for i in range(3)), make_waveform(1))
+    running.stop()
+    (summary,) = ended
+    assert (summary.session, summary.config, summary.module) == ("session-1", "images", "images")
+    assert summary.peer == "{}:{}".format(*peer.sock.getsockname())
+    assert (summary.outcome, summary.reason, summary.errors) == (Outcome.COMPLETED, "", 0)
+    assert (summary.received_readouts, summary.received_waveforms, summary.received_images) == (3, 1, 0)
+    assert (summary.sent_readouts, summary.sent_waveforms, summary.sent_images) == (0, 1, 3)
+    # Each readout comes with 342 bytes besides its samples; each image has 206 besides its attributes and pixels.
+    assert summary.received_bytes > 3 * (342 + 16 * 8)
+    assert summary.sent_bytes > 3 * (206 + 16 * 4)
+    assert 0 < summary.seconds < PATIENCE
+    if not processes:
+        assert "received 3 readouts, 1 waveforms, 0 images" in the_summary(running, ended, caplog)[1]
+
+
+def test_summary_of_a_session_that_failed(summaries, connect, caplog):
+    caplog.set_level(logging.INFO)
+    running, ended = summaries()
+    hold(connect(running.address), ConfigFile("failing"), make_header(), make_acquisition(1))
+    summary, line = the_summary(running, ended, caplog)
+    assert (summary.outcome, summary.reason) == (Outcome.FAILED, "failing failed: ValueError: coil 3")
+    assert (summary.errors, summary.fallback_images, summary.sent_images) == (1, 1, 1)
+    assert line.startswith("ended, failed: failing failed: ValueError: coil 3; client 127.0.0.1:")
+    assert "sent 0 readouts, 0 waveforms, 1 images (1 of them fallback)" in line
+
+
+def test_summary_of_a_client_that_is_gone(summaries, connect, caplog):
+    caplog.set_level(logging.INFO)
+    running, ended = summaries()
+    peer = connect(running.address)
+    peer.send(ConfigFile("waiting"), make_header(), make_acquisition(1))
+    assert peer.reader.read(2 + 4 + len("started"))
+    peer.close()
+    summary, _ = the_summary(running, ended, caplog)
+    assert (summary.outcome, summary.module, summary.received_readouts) == (Outcome.CLIENT_GONE, "waiting", 1)
+
+
+def test_summary_of_what_cannot_be_run(summaries, connect, caplog):
+    caplog.set_level(logging.INFO)
+    running, ended = summaries()
+    hold(connect(running.address), ConfigFile("null"), make_header(), '{"parameters": 3}')
+    summary, _ = the_summary(running, ended, caplog)
+    assert summary.outcome is Outcome.REFUSED
+    assert '"parameters"' in summary.reason
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_summary_of_a_session_that_is_interrupted(summaries, connect, processes):
+    running, ended = summaries(server_options={"grace": 0.0, "processes": processes})
+    peer = connect(running.address)
+    peer.send(ConfigFile("waiting"), make_header(), make_acquisition(1))
+    assert peer.reader.read(2 + 4 + len("started"))
+    running.stop()
+    (summary,) = ended
+    assert (summary.outcome, summary.reason) == (Outcome.INTERRUPTED, "the server is being stopped")
+    assert summary.received_readouts == 1
+
+
+def test_summary_of_a_session_that_does_not_end_when_it_is_interrupted(summaries, connect, tmp_path, monkeypatch):
+    monkeypatch.setattr("server.BREAK_OFF_WAIT", 0.1)
+    go_on = tmp_path / "go on"
+    source = "import pathlib, time\ndef process(connection, config, metadata):\n    connection.send_text('started')\n"
+    source += f"    while not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.02)"
+    running, ended = summaries(server_options={"grace": 0.0})
+    write_module(tmp_path, "stuck", source)
+    peer = connect(running.address)
+    peer.send(ConfigFile("stuck"), make_header(), make_acquisition(1))
+    assert peer.reader.read(2 + 4 + len("started"))
+    running.stop()
+    go_on.touch()
+    (summary,) = ended
+    assert (summary.outcome, summary.module) == (Outcome.INTERRUPTED, "stuck")
+
+
+def test_summary_of_a_process_that_is_killed(summaries, connect, caplog):
+    caplog.set_level(logging.INFO)
+    running, ended = summaries(server_options={"processes": True})
+    peer = connect(running.address)
+    peer.send(ConfigFile("waiting"), make_header(), make_acquisition(1))
+    assert peer.reader.read(2 + 4 + len("started"))
+    (worker,) = running.server._workers
+    worker.kill()
+    assert peer.is_at_end()
+    summary, line = the_summary(running, ended, caplog)
+    assert (summary.outcome, summary.reason) == (Outcome.KILLED, "by signal 9 (SIGKILL)")
+    assert (summary.config, summary.module) == ("waiting", "waiting")
+    assert summary.peer == "{}:{}".format(*peer.sock.getsockname())
+    assert line.startswith("ended, killed: by signal 9 (SIGKILL); client 127.0.0.1:")
+    assert summary.seconds > 0
 
 
 def test_threads_have_separate_send_and_receive_locks(connection_pair):

@@ -1,0 +1,138 @@
+"""Log lines for people and for machines: each with the id of its session, and none that the network could forge."""
+
+import json
+import logging
+import threading
+import traceback
+from datetime import datetime
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+OUTSIDE = "-"  # in place of a session's id, in lines of the server itself
+
+# Threads carry the id of their session under this name.
+_ATTRIBUTE = "mrd_session"
+_start_thread = threading.Thread.start
+
+
+# ---- the session of a line -----------------------------------------------------------------------------------------
+
+
+def enter_session(session: str) -> None:
+    """Have all lines of this thread, and of threads that are started from it, carry a session's id."""
+    setattr(threading.current_thread(), _ATTRIBUTE, session)
+
+
+def current_session() -> str:
+    """Id of the session that this thread works for."""
+    return getattr(threading.current_thread(), _ATTRIBUTE, OUTSIDE)
+
+
+def _start_in_session(thread: threading.Thread) -> None:
+    setattr(thread, _ATTRIBUTE, current_session())
+    _start_thread(thread)
+
+
+def _log_thread_failure(failure: Any) -> None:
+    """In place of `threading.excepthook`, which prints."""
+    if failure.exc_type is not SystemExit:
+        name = "an ended thread" if failure.thread is None else f"thread {failure.thread.name}"
+        logger.error("%s failed", name, exc_info=(failure.exc_type, failure.exc_value, failure.exc_traceback))
+
+
+def follow_threads() -> None:
+    """Have threads inherit the session of the thread that starts them, and have their failures logged.
+
+    A module's threads are its own, so each `threading.Thread` has to do it, those of executors included. (Python 3.14
+    can be told to let threads inherit context variables; until then there is no other place.)
+    """
+    threading.Thread.start = _start_in_session
+    threading.excepthook = _log_thread_failure
+
+
+class SessionFilter(logging.Filter):
+    """Gives records the attribute ``session``, unless they were logged with one in ``extra``."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass."""
+        if not hasattr(record, "session"):
+            record.session = current_session()
+        return True
+
+
+# ---- the text of a line --------------------------------------------------------------------------------------------
+
+
+def escaped(text: str) -> str:
+    r"""Text in one line: what is not printable, such as line ends and control characters, as ``\n``, ``\x1b``, ..."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+class TextFormatter(logging.Formatter):
+    r"""One line for each record; the lines of a traceback follow, indented, so that none can pass for a record.
+
+    Parameters
+    ----------
+    line_end : str
+        ``"\n"`` or ``"\r\n"``.
+    sessions : bool
+        Whether lines tell their session, which a `SessionFilter` gives them.
+    """
+
+    def __init__(self, line_end: str = "\n", sessions: bool = False) -> None:
+        super().__init__()
+        self._line_end = line_end
+        self._sessions = sessions
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record."""
+        session = f"{record.session:<10} " if self._sessions else ""
+        lines = [f"{self.formatTime(record)} {record.levelname:<8} {session}{escaped(record.getMessage())}"]
+        lines += [f"    {escaped(line)}" for line in _traceback(record).split("\n") if line]
+        return self._line_end.join(lines)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object for each record, in one line.
+
+    Keys: ``time`` (ISO 8601 with the zone), ``level``, ``session``, ``logger``, ``message``; ``traceback`` where there
+    is one; the line that ends a session has the fields of its `summary.SessionSummary` besides.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record."""
+        entry = {
+            "time": datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "session": record.session,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "summary", {}),
+        }
+        if text := _traceback(record):
+            entry["traceback"] = text
+        return json.dumps(entry)
+
+
+def _traceback(record: logging.LogRecord) -> str:
+    """Traceback of a record: its attribute ``traceback``, or as usual; empty where there is none.
+
+    Copes with exceptions that cannot say what they are.
+    """
+    parts = [record.traceback.rstrip("\n")] if hasattr(record, "traceback") else []
+    if record.exc_info and record.exc_info[1] is not None:
+        parts.append("".join(traceback.format_exception(*record.exc_info)).rstrip("\n"))
+    if record.stack_info:
+        parts.append(record.stack_info)
+    return "\n".join(parts)
+
+
+# ---- summaries -----------------------------------------------------------------------------------------------------
+
+
+def log_summary(summary: Any) -> None:
+    """Log the line that ends a session, a `summary.SessionSummary`."""
+    logger.info("%s", summary, extra={"session": summary.session, "summary": summary.fields()})

@@ -1,0 +1,119 @@
+"""Figures of a running server for Prometheus, through its official client library; served to this machine only."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from summary import Outcome, SessionSummary
+
+logger = logging.getLogger(__name__)
+
+ADDRESS = "127.0.0.1"
+DURATIONS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)  # upper ends of the histogram [s]
+KINDS = ("readouts", "waveforms", "images")
+
+
+class MetricsError(Exception):
+    """Metrics cannot be served; the message says why in one line."""
+
+
+class Metrics:
+    """Counts sessions, and serves the counts at ``http://127.0.0.1:<port>/metrics``.
+
+    A session is counted when it has ended. Each object has a registry of its own.
+
+    Parameters
+    ----------
+    port : int
+        Where to listen; 0 takes any free port.
+
+    Attributes
+    ----------
+    address : tuple of str and int
+        Where it listens.
+
+    Raises
+    ------
+    MetricsError
+        If the package is not installed, or the port is taken.
+    """
+
+    def __init__(self, port: int) -> None:
+        try:
+            import prometheus_client as prometheus
+        except ImportError as error:
+            text = "--metrics needs the package prometheus-client: pip install prometheus-client"
+            raise MetricsError(text) from error
+        registry = prometheus.CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Any:
+            return prometheus.Counter(f"mrd_{name}", text, labels, registry=registry)
+
+        self._sessions = counter("sessions", "Sessions that have ended, by outcome", "outcome")
+        self._messages = counter("messages", "Messages with data", "direction", "kind")
+        self._bytes = counter("bytes", "Bytes over the network", "direction")
+        self._fallback = counter("fallback_images", "Images sent in place of those that a module did not make")
+        self._errors = counter("errors", "Error messages to clients")
+        self._seconds = prometheus.Histogram(
+            "mrd_session_seconds", "Duration of sessions", buckets=DURATIONS, registry=registry
+        )
+        self._running = prometheus.Gauge("mrd_sessions_running", "Sessions that are being served", registry=registry)
+        self._waiting = prometheus.Gauge("mrd_sessions_waiting", "Sessions that wait for a place", registry=registry)
+        prometheus.Info("mrd_server", "What runs", registry=registry).info(_versions())
+        # A figure that is there from the start can be told from one that nobody knows.
+        for outcome in set(Outcome) - {Outcome.RUNNING}:
+            self._sessions.labels(outcome)
+        for direction in ("received", "sent"):
+            self._bytes.labels(direction)
+            for kind in KINDS:
+                self._messages.labels(direction, kind)
+        try:
+            self._server, self._thread = prometheus.start_http_server(port, ADDRESS, registry)
+        except OSError as error:
+            raise MetricsError(
+                f"metrics cannot be served at {ADDRESS}:{port}: {error.strerror}: does another one listen there?"
+            ) from error
+        self.address: tuple[str, int] = self._server.server_address[:2]
+        logger.info("Metrics are served at http://%s:%d/metrics", *self.address)
+
+    def watch(self, running: Callable[[], float] | None = None, waiting: Callable[[], float] | None = None) -> None:
+        """Ask these functions, whenever metrics are read, how many sessions are served, and how many wait."""
+        for gauge, function in ((self._running, running), (self._waiting, waiting)):
+            if function is not None:
+                gauge.set_function(function)
+
+    def count(self, summary: SessionSummary) -> None:
+        """Count a session that has ended; may be called from any thread."""
+        self._sessions.labels(summary.outcome).inc()
+        for direction in ("received", "sent"):
+            self._bytes.labels(direction).inc(getattr(summary, f"{direction}_bytes"))
+            for kind in KINDS:
+                self._messages.labels(direction, kind).inc(getattr(summary, f"{direction}_{kind}"))
+        self._fallback.inc(summary.fallback_images)
+        self._errors.inc(summary.errors)
+        self._seconds.observe(summary.seconds)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _versions() -> dict[str, str]:
+    """Versions of this project, of Python and of the packages that data pass through."""
+    import platform
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    project = Path(__file__).resolve().parent / "pyproject.toml"
+    if project.is_file():
+        found["version"] = tomllib.loads(project.read_text("utf-8"))["project"]["version"]
+    for package in ("ismrmrd", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found

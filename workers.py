@@ -1,0 +1,228 @@
+"""Runs sessions: each in a thread, or in a process, of its own."""
+
+import contextlib
+import logging
+import multiprocessing
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from typing import Protocol
+
+from logs import enter_session, log_summary
+from module_loader import ModuleLoader
+from session import Session, SessionOptions
+from summary import Outcome, SessionSummary
+
+logger = logging.getLogger(__name__)
+
+# How long a session may take to end after it has been broken off [s].
+BREAK_OFF_WAIT = 3.0
+
+
+class Worker(Protocol):
+    """Runs one session: a thread or a process.
+
+    Attributes
+    ----------
+    name : str
+        Name of the session.
+    pid : int or None
+        The process of the session, if it has one of its own.
+    received : int
+        How much the session has received [bytes]; 0 for a process, of which it is not known here.
+    died : bool
+        Whether, as its report shows, something else ended the session: its recording is left as a stream.
+    """
+
+    name: str
+    pid: int | None
+    received: int
+    died: bool
+
+    def is_alive(self) -> bool:
+        """Whether the session runs."""
+
+    def join(self, timeout: float) -> None:
+        """Wait for it to end."""
+
+    def break_off(self, reason: str) -> None:
+        """Have it end, and tell its client why."""
+
+    def kill(self) -> None:
+        """End it at once, where that can be done."""
+
+    def give_up(self) -> None:
+        """Leave it behind when the server ends: end it at once, or else report it as it is."""
+
+    def report(self) -> SessionSummary | None:
+        """What it came to, unless it has reported that by itself; called when it has ended."""
+
+
+class ThreadWorker(threading.Thread):
+    """Runs a session in a thread."""
+
+    pid = None
+    died = False
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(target=session.run, name=session.name, daemon=True)
+        self._session = session
+        self.break_off = session.interrupt
+        self.give_up = session.give_up
+
+    @property
+    def received(self) -> int:
+        """How much the session has received [bytes]."""
+        return self._session.received_bytes
+
+    def kill(self) -> None:
+        """Do nothing: a thread cannot be ended from outside; it ends with the server's own process."""
+
+    def report(self) -> None:
+        """Return None: a session in a thread reports by itself how it ended."""
+
+
+def _run_in_process(
+    sock: socket.socket,
+    name: str,
+    peer: str,
+    options: SessionOptions,
+    setup: Callable[[], None] | None,
+    reports: Pipe,
+    reasons: Pipe,
+) -> None:
+    """Serve one session as the whole work of a process; SIGTERM ends it, for a reason that comes through a pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the whole group; the server decides when to end
+    if setup is not None:
+        setup()
+    enter_session(name)
+    loader = ModuleLoader(options.module_folders)
+
+    def report(summary: SessionSummary) -> None:
+        with contextlib.suppress(OSError):  # there is no server any more
+            reports.send_bytes(summary.to_json())
+
+    session = Session(sock, name, options, loader, peer, report)
+
+    def on_signal(signum: int, frame: object) -> None:
+        reason = "the server is being stopped"
+        with contextlib.suppress(EOFError, OSError):  # there is no server any more
+            if reasons.poll():
+                reason = reasons.recv_bytes().decode()
+        session.interrupt(reason)
+
+    signal.signal(signal.SIGTERM, on_signal)
+    session.run()
+
+
+class ProcessWorker:
+    """Runs a session in a process."""
+
+    received = 0
+    died = False
+
+    def __init__(
+        self, sock: socket.socket, name: str, peer: str, options: SessionOptions, setup: Callable[[], None] | None
+    ) -> None:
+        context = _process_context()
+        self.name = name
+        self._reports, reports = context.Pipe(duplex=False)
+        reasons, self._reasons = context.Pipe(duplex=False)
+        self._theirs = (reports, reasons)
+        arguments = (sock, name, peer, options, setup, *self._theirs)
+        self._process = context.Process(target=_run_in_process, args=arguments, name=name)
+        self._summary = SessionSummary(name, peer)
+        self._start = time.monotonic()
+
+    @property
+    def pid(self) -> int | None:
+        """The process."""
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the process.
+
+        Raises
+        ------
+        OSError
+            If there is no room for one.
+        """
+        try:
+            self._process.start()
+        except OSError:
+            self._reports.close()
+            self._reasons.close()
+            raise
+        finally:
+            for pipe in self._theirs:
+                pipe.close()  # the process has its own copy
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.is_alive()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the process to end."""
+        self._process.join(timeout)
+
+    def break_off(self, reason: str) -> None:
+        """Have the session end, and tell its client why."""
+        logger.info("to be ended: %s", reason, extra={"session": self.name})
+        with contextlib.suppress(OSError):  # it has just ended
+            self._reasons.send_bytes(reason.encode())
+        self._process.terminate()
+
+    def report(self) -> SessionSummary:
+        """What the process said of its session, or, if it did not end by itself, what became of it; releases it."""
+        with contextlib.suppress(EOFError, OSError), self._reports:
+            while self._reports.poll():
+                self._summary = SessionSummary.from_json(self._reports.recv_bytes())
+        self._reasons.close()
+        summary, status = self._summary, self._process.exitcode
+        self.died = bool(status) or summary.outcome is Outcome.RUNNING
+        killed = status is not None and status < 0
+        ending = f"by signal {-status} ({_signal_name(-status)})" if killed else f"with exit code {status}"
+        if status:
+            logger.error("its process ended %s", ending, extra={"session": summary.session})
+        if summary.outcome is Outcome.RUNNING:
+            summary.end(*((Outcome.KILLED, ending) if killed else (Outcome.FAILED, f"its process ended {ending}")))
+            summary.seconds = time.monotonic() - self._start
+            log_summary(summary)
+        self._process.close()
+        return summary
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
+    give_up = kill
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the real-time signals
+        return "unnamed"
+
+
+def _process_context() -> multiprocessing.context.BaseContext:
+    """Processes branch off a small helper that has the imports done and no threads; Windows can only start afresh."""
+    return multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+
+
+def warm_up_processes() -> None:
+    """Start the helper that processes branch off, so that the first connection does not wait for it."""
+    context = _process_context()
+    if context.get_start_method() == "forkserver":
+        # All that the command line's file imports, or each process would import it again: a third of its time.
+        context.set_forkserver_preload(["main"])
+        from multiprocessing import forkserver
+
+        # The helper imports from the folder that it starts in first: it must be this one.
+        with contextlib.chdir(Path(__file__).resolve().parent):
+            forkserver.ensure_running()
