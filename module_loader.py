@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 Process = Callable[[Any, Any, Any], object]
 
+# Python 3.11, and some later ones, count the depth of a syntax tree in one place for all threads: two that are made at
+# once raise a SystemError (CPython's issue 106905).
+_ONE_TREE_AT_A_TIME = threading.Lock()
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
@@ -96,7 +100,8 @@ class ModuleLoader:
 
 def _parse(path: Path, source: bytes) -> ast.Module:
     try:
-        return ast.parse(importlib.util.decode_source(source), str(path))
+        with _ONE_TREE_AT_A_TIME:
+            return ast.parse(importlib.util.decode_source(source), str(path))
     except (SyntaxError, ValueError) as error:
         raise ModuleError(f"{path} is no valid Python: {error}") from error
 
@@ -131,7 +136,10 @@ def _execute(name: str, path: Path, source: bytes) -> types.ModuleType:
     previous = sys.modules.get(module.__name__)
     sys.modules[module.__name__] = module
     try:
-        exec(compile(_parse(path, source), str(path), "exec"), module.__dict__)
+        tree = _parse(path, source)
+        with _ONE_TREE_AT_A_TIME:
+            code = compile(tree, str(path), "exec")
+        exec(code, module.__dict__)
     except BaseException as error:
         if previous is None:
             del sys.modules[module.__name__]

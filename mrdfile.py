@@ -220,7 +220,8 @@ class MrdReader:
         data = parts["data"][index]
         if data.dtype.names:  # complex numbers are kept as pairs
             real, imaginary = data.dtype.names
-            data = (data[real] + 1j * data[imaginary]).astype(IMAGE_DTYPES[header.data_type])
+            pairs, data = data, np.empty(data.shape, IMAGE_DTYPES[header.data_type])
+            data.real, data.imag = pairs[real], pairs[imaginary]  # in sums, infinity would spoil the other part
         attributes = np.ravel(parts["attributes"][index])[0] if "attributes" in parts else ""
         if isinstance(attributes, bytes):
             attributes = attributes.decode("utf-8", "replace")

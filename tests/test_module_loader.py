@@ -1,10 +1,12 @@
 """Names that came over the network: what runs, and above all what does not."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -355,3 +357,24 @@ def test_loading_from_several_threads_at_once_runs_the_file_once(folder, in_thre
     watch.may_end.set()
     assert len({running.result() for running in loading}) == 1
     assert watch.runs == [1]
+
+
+def test_looking_for_modules_in_several_threads_at_once(folder, in_thread):
+    """Python 3.11 loses count when another thread parses while it does, for which a garbage collection is enough."""
+    source = "def other(a):\n    return [[a + 1, (2, 3)], {a: 4}]\n"
+    write_module(folder, "fine", PROCESS.format(result="ran") + 40 * source)
+    loader = ModuleLoader([folder])
+    threshold = gc.get_threshold()
+
+    def let_others_run(phase: str, info: dict) -> None:
+        time.sleep(1e-5)
+
+    gc.callbacks.append(let_others_run)
+    gc.set_threshold(20)
+    try:
+        looking = [in_thread(lambda: [loader.find("fine") for _ in range(3)]) for _ in range(8)]
+        found = [running.result() for running in looking]
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(let_others_run)
+    assert found == [[folder / "fine.py"] * 3] * 8

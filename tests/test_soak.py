@@ -1,0 +1,164 @@
+"""A short soak, and that it would notice what it is there to notice."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from reliability import soak, soakclient, soakfigures, soakscans
+from reliability.soakclient import Client, Report
+from reliability.soakfigures import MIB, Run, Sample
+
+REST = Sample(0, 100 * MIB, 120 * MIB, 4, 20, 1, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    soakscans.make_scans(folder)
+    return folder
+
+
+@pytest.mark.parametrize("options", [[], ["--processes"]], ids=["threads", "processes"])
+def test_a_short_soak_has_no_problems(tmp_path, options):
+    command = [sys.executable, str(soak.PROJECT / "reliability" / "soak.py"), "--clients", "4", "--minutes", "0.16"]
+    command += ["--pause", "0.3", "--plot", str(tmp_path / "soak.png"), *options]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no problems" in done.stdout
+    assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+    figures = json.loads((tmp_path / "soak.json").read_text("utf-8"))
+    assert figures["problems"] == []
+    assert figures["recordings"] > 0
+    assert len(figures["samples"][0]) == len(figures["columns"])
+    ended = {scan for scan, fault, outcome, count in figures["sessions"] if outcome == "as it has to be"}
+    assert len(ended) >= 3
+
+
+# ---- what a client notices -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hold(scans, server):
+    """Hold a session of a scan with a server in this process that runs another module in its place."""
+
+    def run(name, module=None, references=None, **keywords):
+        modules = {} if module is None else {"module_folders": (module.parent,), "default_config": module.stem}
+        client = Client(scans, server(**modules).address, references or {})
+        (scan,) = [each for each in client.scans if each.name == name]
+        return client.hold(scan, **keywords)
+
+    return run
+
+
+@pytest.fixture
+def module(tmp_path):
+    def write(body):
+        path = tmp_path / "stands_in.py"
+        path.write_text(f"import ismrmrd, numpy\ndef process(connection, config, metadata):\n    {body}\n", "utf-8")
+        return path
+
+    return write
+
+
+IMAGE = "ismrmrd.Image.from_array(numpy.ones((2, 2), numpy.int16), transpose=False)"
+TAKE_ALL = "list(connection)"
+
+
+def test_images_are_compared(hold, module):
+    path = module(f"{TAKE_ALL}; connection.send_image({IMAGE})")
+    first = hold("simplefft", path)
+    assert (first.problem, len(first.images), first.readouts) == ("", 1, 96)
+    assert hold("simplefft", path, {"simplefft": first.images}).problem == ""
+    other = hold("simplefft", path, {"simplefft": ["0"]})
+    assert other.problem == "1 images instead of 1, 1 of them with other pixels"
+    assert hold("simplefft", path, {"simplefft": first.images * 2}).problem.startswith("1 images instead of 2")
+
+
+def test_an_error_is_a_problem_unless_the_module_is_to_fail(hold, module):
+    path = module("raise ValueError('odd')")
+    assert "ValueError: odd" in hold("simplefft", path).problem
+    assert hold("soakfailing", path).problem == ""
+    assert hold("soakfailing", module(TAKE_ALL)).problem == "the failure of the module was not told"
+
+
+def test_a_missing_close_is_a_problem(hold, module):
+    assert hold("simplefft", module("connection.abort()")).problem
+
+
+@pytest.mark.parametrize("fault", ["cut", "reset"])
+def test_a_session_that_the_client_breaks_off_is_none(hold, module, fault):
+    report = hold("simplefft", module(TAKE_ALL), fault=fault, where=0.5)
+    assert report.problem == ""
+    assert 40 < report.readouts < 50
+
+
+def test_latency_is_that_from_the_last_readout(hold, module):
+    """Eleven images at once, behind the last readout: the first frame's last readout was sent long before."""
+    path = module(f"{TAKE_ALL}; connection.send_image([{IMAGE} for _ in range(11)])")
+    report = hold("simplenufft1arm", path)
+    assert report.problem == ""
+    seconds = 170 * soakscans.TR  # from the first frame's last readout to the scan's
+    assert report.latencies[0] > 0.9 * seconds
+    assert all(one > other for one, other in zip(report.latencies, report.latencies[1:], strict=False))
+
+
+# ---- what the figures say ------------------------------------------------------------------------------------------
+
+
+def run_of(samples, reports=(), after=REST):
+    return Run("", 200.0, REST, after, list(samples), [(1.0, each) for each in reports], {}, 0, 0, 0)
+
+
+def sample(number, **values):
+    return dataclasses.replace(REST, time=float(number), **values)
+
+
+def test_steady_figures_are_no_problem():
+    wavy = [sample(number, memory=(100 + number % 7) * MIB, threads=5 + number % 3) for number in range(100)]
+    assert soakfigures.judge(run_of(wavy, [Report("null", "none"), Report("null", "cut")])) == []
+
+
+def test_growing_memory_is_a_problem():
+    growing = [sample(number, memory=(100 + number) * MIB) for number in range(100)]
+    assert soakfigures.judge(run_of(growing)) == ["the server's memory has grown from 137 to 187 MiB"]
+
+
+def test_memory_that_helpers_keep_is_a_problem():
+    after = dataclasses.replace(REST, tree=REST.tree + 40 * MIB)
+    assert soakfigures.judge(run_of([REST], after=after)) == ["its helpers' memory was 20 MiB before, and 60 after"]
+
+
+@pytest.mark.parametrize("name", soakfigures.AT_REST)
+def test_what_is_not_back_is_a_problem(name):
+    after = dataclasses.replace(REST, **{name: getattr(REST, name) + 1})
+    (problem,) = soakfigures.judge(run_of([REST], after=after))
+    assert problem == f"at rest there were {getattr(REST, name)} {name} before, and {getattr(REST, name) + 1} after"
+
+
+def test_wrong_sessions_are_counted():
+    wrong = [Report("null", "none", "no CLOSE"), Report("null", "none", "no CLOSE"), Report("simplefft", "cut", "odd")]
+    run = run_of([REST], wrong)
+    run.problems = soakfigures.judge(run)
+    assert run.problems == ["2 x null, none: no CLOSE", "1 x simplefft, cut: odd"]
+    text = soakfigures.summary(run)
+    assert "| **ended in any other way** | **3** |" in text
+    assert "PROBLEM: 2 x null, none: no CLOSE" in text
+
+
+def test_unreadable_recordings_are_a_problem(tmp_path):
+    (tmp_path / "torn.h5").write_bytes(b"no HDF5")
+    (tmp_path / "to_come.h5").touch()
+    (tmp_path / "odd.mrd.broken").touch()
+    keeper = soak.Keeper(tmp_path)
+    keeper.empty()
+    assert [path.name for path in tmp_path.iterdir()] == ["to_come.h5"]
+    assert len(keeper.problems) == 2
+    assert keeper.opened == 1
+
+
+def test_faults_are_chosen_often_enough():
+    assert sum(soakclient.FAULTS.values()) == pytest.approx(1)
+    assert min(soakclient.FAULTS.values()) >= 0.05
