@@ -47,7 +47,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -347,8 +347,8 @@ class ArmPlan:
             self.add_arm(grid, arm, data[:, arm])
         return self.image(grid)
 
-    def forward(self, image: Any) -> Any:
-        """Return the samples [coil, arms, samples] of images [coil, y, x], without density weights.
+    def forward(self, image: Any, arms: Sequence[int] | None = None) -> Any:
+        """Return samples [coil, arms, samples] of images [coil, y, x], without density weights; arms None means all.
 
         Raises
         ------
@@ -365,9 +365,10 @@ class ArmPlan:
             grid = self.zeros(coils)
             grid[:, col:nx] = fft.ifft(half, axis=0, norm="forward")
             grid = fft.ifft(grid, axis=1, norm="forward").view(self._real)
-            data = xp.zeros((self.arms, self.samples, 2 * coils), self._real)
-            for arm in range(self.arms):
-                self._backend.interpolate(grid, self._first[arm], self._taps[arm], data[arm])
+            arms = range(self.arms) if arms is None else arms
+            data = xp.zeros((len(arms), self.samples, 2 * coils), self._real)
+            for arm, samples in zip(arms, data, strict=True):
+                self._backend.interpolate(grid, self._first[arm], self._taps[arm], samples)
             return xp.ascontiguousarray(xp.moveaxis(data.view(self.dtype), 2, 0))
 
 
