@@ -90,6 +90,23 @@ def run(
             yield function(part, report)
 
 
+def check(scheduler: str) -> None:
+    """See that a scheduler answers.
+
+    Raises
+    ------
+    ClusterError
+        It does not.
+    """
+    try:
+        asyncio.run(_knock(scheduler))
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ClusterError(
+            f'scheduler = "{scheduler}" does not answer ({error}): start it with "python -m dask scheduler", or leave '
+            "the key empty to compute here"
+        ) from error
+
+
 def _run_on_cluster(
     function: Callable[..., Result], parts: Iterable[Part], report: Callable[[str], Any], scheduler: str
 ) -> Iterator[Result]:
@@ -197,14 +214,8 @@ def _connected(scheduler: str) -> Iterator[distributed.Client]:
 
     # The data go with the work on purpose: scattered ahead, they would be lost with the worker that holds them.
     dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"})
-    try:
-        asyncio.run(_knock(scheduler))  # a client that cannot connect would leave a thread behind
-        client = distributed.Client(scheduler, timeout=CONNECT_WAIT, set_as_default=False, name="mrd-server")
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ClusterError(
-            f'scheduler = "{scheduler}" does not answer ({error}): start it with "python -m dask scheduler", or leave '
-            "the key empty to compute here"
-        ) from error
+    check(scheduler)  # a client that cannot connect would leave a thread behind
+    client = distributed.Client(scheduler, timeout=CONNECT_WAIT, set_as_default=False, name="mrd-server")
     try:
         try:
             client.wait_for_workers(1, timeout=CONNECT_WAIT)

@@ -12,6 +12,7 @@ import difflib
 import json
 import logging
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,8 @@ class Parameter:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] | None = None
+    pattern: str | None = None
+    example: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def parameter(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
+    pattern: str | None = None,
+    example: str | None = None,
 ) -> Any:
     """Declare a parameter of a configuration dataclass.
 
@@ -85,12 +90,14 @@ def parameter(
         Smallest and largest allowed number, both included.
     choices
         Allowed strings.
+    pattern, example
+        Regular expression that a text must match as a whole, unless it is empty; one that does.
 
     Returns
     -------
     A `dataclasses.field` that carries a `Parameter`.
     """
-    declared_as = Parameter(description, unit, minimum, maximum, choices)
+    declared_as = Parameter(description, unit, minimum, maximum, choices, pattern, example)
     return field(default=default, metadata={"parameter": declared_as})
 
 
@@ -114,6 +121,8 @@ def allowed(kind: Any, limits: Parameter) -> str:
     """Say in words which values a parameter takes."""
     if limits.choices:
         return "one of " + ", ".join(f'"{choice}"' for choice in limits.choices)
+    if limits.pattern:
+        return f'empty, or such as "{limits.example}"'
     if kind == tuple[Path, ...]:
         return 'a list of folders, such as ["seq_meta"]'
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}.get(
@@ -160,6 +169,8 @@ def convert(value: Any, kind: Any, limits: Parameter) -> Any:
             raise ValueError("not finite")
     if limits.choices and value not in limits.choices:
         raise ValueError("no such choice")
+    if limits.pattern and value and not re.fullmatch(limits.pattern, value):
+        raise ValueError("of another form")
     if limits.minimum is not None and value < limits.minimum:
         raise ValueError("too small")
     if limits.maximum is not None and value > limits.maximum:
@@ -288,9 +299,20 @@ class SpiralReconstruction:
 
 
 @dataclass(frozen=True)
-class BartReconstruction(SpiralReconstruction):
-    """Table [reconstruction]: what both reconstructions through BART take besides."""
+class IterativeReconstruction(SpiralReconstruction):
+    """Table [reconstruction]: what both iterative reconstructions take besides."""
 
+    backend: str = parameter(
+        "auto",
+        "What computes: bart; native, the server's own solver; auto: BART when it is there, else native.",
+        choices=("auto", "bart", "native"),
+    )
+    scheduler: str = parameter(
+        "",
+        "Dask scheduler whose workers compute, by the native solver; empty: this machine does.",
+        pattern=r"[a-z][a-z0-9]*://[!-~]+",
+        example="tcp://host:8786",
+    )
     num_iter: int = parameter(120, "Iterations of the optimisation.", minimum=1)
     BART_TOOLBOX_PATH: Path | None = parameter(  # noqa: RUF009 - parameter returns a dataclasses.field
         None, "Folder of the BART toolbox to use; empty: the environment variable of that name, then the PATH."
@@ -337,7 +359,7 @@ class ViewSharingConfig(SpiralConfig):
 
 
 @dataclass(frozen=True)
-class TfdReconstruction(BartReconstruction):
+class TfdReconstruction(IterativeReconstruction):
     """Table [reconstruction] of the temporal finite difference reconstruction."""
 
     fov_oversampling: float = parameter(
@@ -345,7 +367,9 @@ class TfdReconstruction(BartReconstruction):
     )
     arms_per_frame: int = parameter(7, "Arms of one frame: its temporal footprint.", "arms", minimum=1)
     num_recon_frames: int = parameter(2000, "Frames to reconstruct; arms after the last are left out.", minimum=1)
-    num_chunks: int = parameter(5, "Parts of the time series that are reconstructed one by one.", minimum=1)
+    num_chunks: int = parameter(
+        5, "Parts of the time series that are reconstructed one by one; 0: as few as the free memory allows.", minimum=0
+    )
     reg_lambda: float = parameter(0.0002, "Weight of the temporal total variation.", minimum=0)
 
 
@@ -359,7 +383,7 @@ class TfdConfig(SpiralConfig):
 
 
 @dataclass(frozen=True)
-class XdReconstruction(BartReconstruction):
+class XdReconstruction(IterativeReconstruction):
     """Table [reconstruction] of the dual temporally constrained reconstruction."""
 
     num_iter: int = parameter(300, "Iterations of the optimisation.", minimum=1)

@@ -28,13 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nufft
-import toeplitz
-from admm import ConjugateGradients, KSpaceInverse, TemporalAdmm, Term, inner
-from conditioning import compression, robust_scale
-from linops import Difference, Encoding, arm_weights
+from native import toeplitz
+from native.admm import ConjugateGradients, KSpaceInverse, TemporalAdmm, Term, inner
+from native.conditioning import compression, robust_scale
+from native.linops import Difference, Encoding, arm_weights
+from native.team import Team, processors
+from native.timekeeper import Progress, Timekeeper
 from nufft import array_module
-from team import Team, processors
-from timekeeper import Progress, Timekeeper
 
 logger = logging.getLogger(__name__)
 

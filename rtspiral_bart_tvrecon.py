@@ -1,19 +1,21 @@
-"""Temporal finite difference (TFD) reconstruction of spiral scans, through BART: a movie of few arms per frame.
+"""Temporal finite difference (TFD) reconstruction of spiral scans: a movie of few arms per frame.
 
-Minimises, over the frames x of a chunk of the scan,
+Minimises, over the frames x of a part of the scan,
 
     1/2 ||E x - y||^2 + weight * ||D_t x||,
 
-E: coil maps and non-uniform Fourier transform of each frame's own arms; D_t: difference from frame to frame, and, as
-BART takes it, from the last to the first; its norm is, pixel by pixel, taken over the whole chunk; weight: reg_lambda
-times the frames of a chunk. Settings: ``configs/rtspiral_bart_tvrecon_config.toml``, read for each scan. See
+E: coil maps and non-uniform Fourier transform of each frame's own arms; D_t: difference from frame to frame. By the
+solver of this server, or by BART, whose norm is, pixel by pixel, taken over all frames of a part, and whose last frame
+is followed by the first. Settings: ``configs/rtspiral_bart_tvrecon_config.toml``, read for each scan. See
 ``doc/tfd.md``.
 
 Reference: Lim et al., Magn Reson Med 2019;81:234, doi 10.1002/mrm.27393 (temporal finite differences, spirals).
 """
 
+import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,22 +24,23 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-import bart_recon
 import configuration
 import constants
+import memory
 import mrdhelper
+import solvers
 import spiral
-from bart_tools import TIME_DIM
+from native_recon import Penalty
+from readouts import DataError, Readouts, data_scale, prepare_each, receive, repetition_time
 
 logger = logging.getLogger(__name__)
 
-OVERLAP = 3  # frames that chunks reach into their neighbours; dropped afterwards
 TIME_TOLERANCE = 0.05  # between the time stamps and the header's TR, over the whole scan [s]
 UNSTEADY_FRAMES = 5  # at the start of a scan, too bright to tell the data's scale
 
 
 def process(connection: Any, config: Any, metadata: Any) -> None:
-    """Reconstruct a spiral scan when it is over, and send its frames chunk by chunk, then its waveforms.
+    """Reconstruct a spiral scan when it is over, and send its frames, slice by slice and in time, then its waveforms.
 
     Parameters
     ----------
@@ -51,26 +54,24 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     warn, tell = spiral.to_client(connection), spiral.to_client(connection, constants.MRD_LOGGING_INFO)
     settings = configuration.load(configuration.TfdConfig)
     options = settings.reconstruction
-    solver = bart_recon.open_solver(options, connection.send_text)
+    solver = solvers.open_solver(options, connection.send_text, tell)
     scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True)
 
     most = options.num_recon_frames * options.arms_per_frame
-    readouts = bart_recon.receive(scan, connection, options.fov_oversampling, most)
-    frames = number_of_frames(len(readouts), options, warn)
-    chunks = list(split(frames, options.num_chunks))
-    tell(f"{len(readouts)} readouts kept: {frames} frames in {len(chunks)} part(s)")
+    slices = receive(scan, connection, options.fov_oversampling, most)
+    movies = prepare_each(lambda readouts: divide(readouts, solver, options), slices, warn)
+    describe(movies, options, tell, warn)
+    check_time(slices, metadata, warn)
 
-    check_time(readouts, metadata, warn)
-    maps = solver.coil_maps(readouts)
-    scale = bart_recon.data_scale(readouts, maps, options.arms_per_frame, steady(chunks[0]))
-    weight = options.reg_lambda * frames / len(chunks)
-    to_pixels = spiral.SeriesScale(metadata, warn)
-    for chunk in chunks:
-        images = reconstruct(solver, readouts, maps, chunk, scale, weight, options)
-        to_pixels.see(images)
-        for frame, image in zip(chunk.kept, images, strict=True):
-            head = head_of(readouts, frame, options.arms_per_frame, metadata)
-            connection.send_image(scan.image(to_pixels(image), head, index=frame + 1))
+    index, to_pixels, room = itertools.count(1), spiral.SeriesScale(metadata, warn), room_for(movies)
+    with closing(solver.reconstruct(parts_of(movies, solver, options))) as results:
+        chunks = ((movie.readouts, chunk) for movie in movies for chunk in movie.chunks)
+        for (readouts, chunk), images in zip(chunks, results, strict=True):
+            kept = images[chunk.kept.start - chunk.frames.start :][: len(chunk.kept)]
+            to_pixels.see(np.array(room * mrdhelper.largest_magnitude(kept)))
+            for frame, image in zip(chunk.kept, kept, strict=True):
+                head = head_of(readouts, frame, options.arms_per_frame, metadata)
+                connection.send_image(scan.image(to_pixels(image), head, next(index)))
     for waveform in scan.waveforms:
         connection.send_waveform(waveform)
 
@@ -83,28 +84,65 @@ class Chunk:
     kept: range
 
 
-def number_of_frames(readouts: int, options: configuration.TfdReconstruction, warn: Callable[[str], None]) -> int:
-    """Frames to reconstruct: those asked for, or as many as there are.
+@dataclass(frozen=True, eq=False)
+class Movie:
+    """A slice, and the chunks in which it is reconstructed."""
+
+    readouts: Readouts
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return self.chunks[-1].kept.stop
+
+
+def divide(readouts: Readouts, solver: solvers.Solver, options: configuration.TfdReconstruction) -> Movie:
+    """Divide the frames of a slice into chunks: those asked for, or as many as there are.
 
     Raises
     ------
-    bart_recon.DataError
+    DataError
         The readouts do not make one frame.
+    memory.ShortageError
+        Not even a single frame with its neighbours fits into the memory.
     """
-    available = readouts // options.arms_per_frame
+    available = len(readouts) // options.arms_per_frame
     if available == 0:
-        raise bart_recon.DataError(f"{readouts} readouts are fewer than the {options.arms_per_frame} of one frame")
-    if available < options.num_recon_frames:
-        warn(f"the scan has {available} frames, fewer than num_recon_frames = {options.num_recon_frames}: all are made")
-    return min(available, options.num_recon_frames)
+        raise DataError(f"{len(readouts)} readouts are fewer than the {options.arms_per_frame} of one frame")
+    frames = min(available, options.num_recon_frames)
+    count = options.num_chunks or chunks_that_fit(solver, readouts, frames, options)
+    return Movie(readouts, tuple(split(frames, count, solver.overlap)))
 
 
-def split(frames: int, count: int) -> Iterator[Chunk]:
-    """Split frames into chunks of equal length, give or take one, that overlap on their inner sides."""
+def describe(
+    movies: Sequence[Movie], options: configuration.TfdReconstruction, tell: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Tell the client what will be made, and warn if that is less than was asked for."""
+    readouts, frames = sum(len(movie.readouts) for movie in movies), sum(movie.frames for movie in movies)
+    slices = f" of {len(movies)} slices" if len(movies) > 1 else ""
+    tell(f"{readouts} readouts kept: {frames} frames{slices} in {sum(len(one.chunks) for one in movies)} part(s)")
+    if (most := max(movie.frames for movie in movies)) < options.num_recon_frames:
+        each = " of a slice at most" if slices else ""
+        asked = f"num_recon_frames = {options.num_recon_frames}"
+        warn(f"the scan has {most} frames{each}, fewer than {asked}: all are made")
+
+
+def room_for(movies: Sequence[Movie]) -> float:
+    """How much brighter than the first slice another one may be, by its samples; 1 when none is."""
+    if len(movies) == 1:
+        return 1.0
+    first, *others = (float(np.linalg.norm(movie.readouts.samples) / len(movie.readouts) ** 0.5) for movie in movies)
+    return max(1.0, *(other / first for other in others)) if first > 0 else 1.0
+
+
+def split(frames: int, count: int, overlap: int) -> Iterator[Chunk]:
+    """Split frames into chunks of equal length, give or take one, that reach so far into their neighbours."""
     count = min(count, frames)
     borders = [n * frames // count for n in range(count + 1)]
     for start, stop in pairwise(borders):
-        yield Chunk(range(max(start - OVERLAP, 0), min(stop + OVERLAP, frames)), range(start, stop))
+        yield Chunk(range(max(start - overlap, 0), min(stop + overlap, frames)), range(start, stop))
 
 
 def steady(chunk: Chunk) -> range:
@@ -112,45 +150,83 @@ def steady(chunk: Chunk) -> range:
     return chunk.kept[UNSTEADY_FRAMES:] or chunk.kept
 
 
-def reconstruct(
-    solver: bart_recon.Solver, readouts: bart_recon.Readouts, maps: NDArray[Any], chunk: Chunk, scale: float,
-    weight: float, options: configuration.TfdReconstruction,
-) -> NDArray[np.complex64]:  # fmt: skip
-    """Reconstruct the frames of a chunk together; returns those that are kept [frame, row, column]."""
+def chunks_that_fit(
+    solver: solvers.Solver, readouts: Readouts, frames: int, options: configuration.TfdReconstruction
+) -> int:
+    """Fewest chunks of which each fits into the memory that is free.
+
+    Raises
+    ------
+    memory.ShortageError
+        Not even a single frame with its neighbours does.
+    """
+    room = memory.usable(-1 if options.scheduler else options.gpu_device)  # workers are taken to have as much
+    (_, coils, samples), columns = readouts.samples.shape, len(readouts.coordinates)
+    for count in range(1, frames + 1):
+        longest = min(-(-frames // count) + 2 * solver.overlap, frames)
+        needed = solver.memory_needed((longest,), options.arms_per_frame, coils, samples, readouts.matrix, columns)
+        if needed <= room:
+            return count
+    raise memory.ShortageError(f"{longest} frames together", needed, room)
+
+
+def parts_of(
+    movies: Iterable[Movie], solver: solvers.Solver, options: configuration.TfdReconstruction
+) -> Iterator[solvers.Part]:
+    """Yield what the solver needs for the chunks of all slices, each when it is asked for."""
+    for movie in movies:
+        readouts = movie.readouts
+        maps = solver.coil_maps(readouts)
+        scale = data_scale(readouts, maps, options.arms_per_frame, steady(movie.chunks[0]))
+        weight = solver.weight_over_time(options.reg_lambda, movie.frames, len(movie.chunks))
+        for chunk in movie.chunks:
+            yield part_of(readouts, chunk, maps, scale, weight, options)
+
+
+def part_of(
+    readouts: Readouts, chunk: Chunk, maps: NDArray[Any], scale: float, weight: float,
+    options: configuration.TfdReconstruction,
+) -> solvers.Part:  # fmt: skip
+    """Return what the solver needs for a chunk."""
     arms = options.arms_per_frame
-    part = slice(chunk.frames.start * arms, chunk.frames.stop * arms)
+    numbers = slice(chunk.frames.start * arms, chunk.frames.stop * arms)
     shape = (len(chunk.frames), arms)
-    columns = np.reshape(readouts.columns[part], shape)
-    images = solver.pics(
-        ["-m", "-w", scale, "-e", "-S", "-R", f"T:1024:1024:{weight:.9g}", "-d", 4, "-i", options.num_iter],
-        readouts.samples[part].reshape(*shape, *readouts.samples.shape[1:]),
-        readouts.coordinates[columns],
-        maps,
-        (TIME_DIM,),
+    return solvers.Part(
+        samples=readouts.samples[numbers].reshape(*shape, *readouts.samples.shape[1:]),
+        coordinates=readouts.coordinates[np.reshape(readouts.columns[numbers], shape)],
+        maps=maps,
+        penalties=(Penalty(axis=0, weight=weight, cyclic=False),),
+        iterations=options.num_iter,
+        columns=len(readouts.coordinates),
+        scale=scale,
     )
-    return images[chunk.kept.start - chunk.frames.start :][: len(chunk.kept)]
 
 
-def check_time(readouts: bart_recon.Readouts, metadata: Any, warn: Callable[[str], None]) -> None:
-    """Say so when the header's TR, which the time stamps of frames follow, does not agree with those of readouts."""
-    tr = bart_recon.repetition_time(metadata)
-    first, last = readouts.heads[0], readouts.heads[-1]
-    measured = (last.acquisition_time_stamp - first.acquisition_time_stamp) * mrdhelper.SECONDS_PER_TICK
-    counted = (readouts.numbers[-1] - readouts.numbers[0]) * (tr or 0.0)
-    if tr and measured > 0 and abs(measured - counted) > TIME_TOLERANCE:
-        by_header = f"{counted:.3f} s by the header's TR of {1e3 * tr:g} ms, which the frames' times follow"
-        warn(f"the scan took {measured:.3f} s by its time stamps, but {by_header}")
+def check_time(slices: Iterable[Readouts], metadata: Any, warn: Callable[[str], None]) -> None:
+    """Say so when the header's TR, which the time stamps of frames follow, does not agree with those of readouts.
+
+    Within each slice, as scans may pause from one to the next.
+    """
+    tr = repetition_time(metadata)
+    for readouts in slices:
+        first, last = readouts.heads[0], readouts.heads[-1]
+        measured = (last.acquisition_time_stamp - first.acquisition_time_stamp) * mrdhelper.SECONDS_PER_TICK
+        counted = (readouts.numbers[-1] - readouts.numbers[0]) * (tr or 0.0)
+        if tr and measured > 0 and abs(measured - counted) > TIME_TOLERANCE:
+            by_header = f"{counted:.3f} s by the header's TR of {1e3 * tr:g} ms, which the frames' times follow"
+            warn(f"slice {readouts.slice} took {measured:.3f} s by its time stamps, but {by_header}")
+            return
 
 
-def head_of(readouts: bart_recon.Readouts, frame: int, arms: int, metadata: Any) -> ismrmrd.AcquisitionHeader:
+def head_of(readouts: Readouts, frame: int, arms: int, metadata: Any) -> ismrmrd.AcquisitionHeader:
     """Header that stands for a frame: that of its middle readout, with the time at which the frame begins.
 
-    Time stamps of single readouts are good to a tick; counted from the first by TR, frames are evenly spaced, and stay
-    so where readouts were lost.
+    Time stamps of single readouts are good to a tick; counted from the slice's first by TR, frames are evenly spaced,
+    and stay so where readouts were lost, or belong to other slices.
     """
     head = ismrmrd.AcquisitionHeader.from_buffer_copy(readouts.heads[frame * arms + arms // 2])
     begin = readouts.heads[frame * arms].acquisition_time_stamp
-    if tr := bart_recon.repetition_time(metadata):
+    if tr := repetition_time(metadata):
         since = (readouts.numbers[frame * arms] - readouts.numbers[0]) * tr / mrdhelper.SECONDS_PER_TICK
         begin = round(readouts.heads[0].acquisition_time_stamp + since)
     head.acquisition_time_stamp = begin

@@ -1,4 +1,4 @@
-"""Reconstruction of spiral scans with constraints along respiration and cardiac cycle, through BART.
+"""Reconstruction of spiral scans with constraints along respiration and cardiac cycle.
 
 Readouts are sorted into respiratory states and cardiac phases by the pilot tone or the ECG. Minimised is, over the
 images x of all bins,
@@ -6,27 +6,31 @@ images x of all bins,
     1/2 ||W (E x - y)||^2 + lambda_resp ||D_resp x||_1 + lambda_card ||D_card x||_1,
 
 E: coil maps and non-uniform Fourier transform of each bin's own arms; D: differences to the next respiratory state and
-to the next cardiac phase; W: 0 for arms that only fill up a bin, else 1. Settings:
-``configs/spiral_xdgrasp_config.toml``, read for each scan. See ``doc/xdgrasp.md``.
+to the next cardiac phase, both cyclic; W: 0 for arms that only fill up a bin, else 1. By the solver of this server, or
+by BART. Settings: ``configs/spiral_xdgrasp_config.toml``, read for each scan. See ``doc/xdgrasp.md``.
 
 Reference: Feng et al., Magn Reson Med 2016;75:775, doi 10.1002/mrm.25665 (extra dimensions in place of motion).
 """
 
+import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-import bart_recon
 import configuration
 import constants
+import memory
 import mrdhelper
 import physio
+import solvers
 import spiral
-from bart_tools import TIME2_DIM, TIME_DIM
+from native_recon import Penalty
+from readouts import Readouts, prepare_each, receive, repetition_time
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +38,7 @@ TAPERED_PART = 0.1  # of the readout, at its end
 
 
 def process(connection: Any, config: Any, metadata: Any) -> None:
-    """Reconstruct a spiral scan when it is over: one image for each respiratory state and cardiac phase.
+    """Reconstruct a spiral scan when it is over: one image for each slice, respiratory state and cardiac phase.
 
     Parameters
     ----------
@@ -47,22 +51,29 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     """
     warn, tell = spiral.to_client(connection), spiral.to_client(connection, constants.MRD_LOGGING_INFO)
     settings = configuration.load(configuration.XdConfig)
-    solver = bart_recon.open_solver(settings.reconstruction, connection.send_text)
+    solver = solvers.open_solver(settings.reconstruction, connection.send_text, tell)
     scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True)
 
-    readouts = bart_recon.receive(scan, connection, settings.reconstruction.fov_oversampling)
-    bins = sort(readouts.heads, scan.waveforms, settings, bart_recon.repetition_time(metadata), warn)
-    tell(describe(bins, len(readouts)))
-    np.multiply(readouts.samples, taper(readouts.samples.shape[-1]), out=readouts.samples)
-    maps = solver.coil_maps(readouts)
-    images = reconstruct(solver, readouts, maps, bins, settings.reconstruction)
+    slices = receive(scan, connection, settings.reconstruction.fov_oversampling)
+    tr = repetition_time(metadata)
+    hearts = prepare_each(lambda one: (one, sort(one.heads, scan.waveforms, settings, tr, warn)), slices, warn)
+    check_memory([bins for _, bins in hearts], scan.matrix)
+    for readouts, bins in hearts:
+        tell(describe(bins, readouts))
+        np.multiply(readouts.samples, taper(readouts.samples.shape[-1]), out=readouts.samples)
+    parts = (part_of(readouts, solver.coil_maps(readouts), bins, settings.reconstruction) for readouts, bins in hearts)
+    with closing(solver.reconstruct(parts)) as results:
+        series = [np.abs(images) for images in results]
 
-    pixels = mrdhelper.scale_to_int16(images, mrdhelper.bits_stored(metadata))
-    for index, (respiratory, cardiac) in enumerate(np.ndindex(bins.counts.shape), start=1):
-        head = readouts.heads[middle(bins, respiratory, cardiac)]
-        image = scan.image(pixels[respiratory, cardiac], head, index)
-        image.set, image.phase = respiratory, cardiac
-        connection.send_image(image)
+    index, bits = itertools.count(1), mrdhelper.bits_stored(metadata)
+    brightest = max(map(mrdhelper.largest_magnitude, series))
+    for (readouts, bins), images in zip(hearts, series, strict=True):
+        for respiratory, cardiac in np.ndindex(bins.counts.shape):
+            pixels = mrdhelper.scale_to_int16(images[respiratory, cardiac], bits, brightest)
+            head = readouts.heads[middle(bins, respiratory, cardiac)]
+            image = scan.image(pixels, head, next(index))
+            image.set, image.phase = respiratory, cardiac
+            connection.send_image(image)
     for waveform in scan.waveforms:
         connection.send_waveform(waveform)
 
@@ -76,7 +87,7 @@ def sort(
     Parameters
     ----------
     heads
-        Of the readouts, in the order of acquisition.
+        Of the readouts of one slice, in the order of acquisition.
     waveforms
         Of any kind, in any order.
     settings
@@ -93,7 +104,9 @@ def sort(
     """
     binning, discard = settings.binning, settings.reconstruction
     stamps, counters = zip(*((head.acquisition_time_stamp, head.scan_counter) for head in heads), strict=True)
-    raster = physio.readout_raster(np.array(stamps), np.array(counters), tr, warn)
+    # What is between two readouts of a slice when slices take turns is not missing: its TR is so many times as long.
+    turns = max(int(np.median(np.diff(counters))), 1) if len(counters) > 1 else 1
+    raster = physio.readout_raster(np.array(stamps), np.array(counters) // turns, tr and tr * turns, warn)
     triggers = physio.cardiac_triggers(waveforms, binning.trigger_source, raster, binning.ecg_pilottone_delay)
     cardiac = physio.cardiac_bins(triggers, raster.size, binning.n_cardiac_bins)
     amplitude = physio.respiration(waveforms, raster)
@@ -111,13 +124,27 @@ def sort(
     return table
 
 
-def describe(bins: physio.BinTable, readouts: int) -> str:
-    """How full the bins are, in words."""
+def describe(bins: physio.BinTable, readouts: Readouts) -> str:
+    """How full the bins of a slice are, in words."""
     states, phases, arms = bins.readouts.shape
+    count, used = len(readouts), bins.counts.sum()
     return (
-        f"{readouts} readouts received, {readouts - bins.counts.sum()} of them in no bin; {bins.counts.min()} to "
+        f"slice {readouts.slice}: {count} readouts received, {count - used} of them in no bin; {bins.counts.min()} to "
         f"{bins.counts.max()} in each of {states} respiratory states x {phases} cardiac phases, made {arms} in all"
     )
+
+
+def check_memory(slices: Sequence[physio.BinTable], matrix: int) -> None:
+    """Refuse slices whose images, kept until all have one scale, do not fit into the memory together.
+
+    Raises
+    ------
+    memory.ShortageError
+        They do not.
+    """
+    needed = sum(4 * bins.counts.size * matrix**2 for bins in slices)
+    if len(slices) > 1 and needed > (room := memory.usable()):
+        raise memory.ShortageError(f"the images of {len(slices)} slices", needed, room)
 
 
 def taper(samples: int) -> NDArray[np.float32]:
@@ -130,21 +157,21 @@ def taper(samples: int) -> NDArray[np.float32]:
     return (0.5 + 0.5 * np.cos(np.pi * phase)).astype(np.float32)
 
 
-def reconstruct(
-    solver: bart_recon.Solver, readouts: bart_recon.Readouts, maps: NDArray[Any], bins: physio.BinTable,
-    options: configuration.XdReconstruction,
-) -> NDArray[np.complex64]:  # fmt: skip
-    """Reconstruct all bins together; returns images [respiratory, cardiac, row, column]."""
-    columns = np.array(readouts.columns)[bins.readouts]
-    along_respiration = f"T:1024:0:{options.reg_lambda_resp:.9g}"
-    along_heartbeat = f"T:2048:0:{options.reg_lambda_card:.9g}"
-    return solver.pics(
-        ["-e", "-r", 0, "-R", along_respiration, "-R", along_heartbeat, "-d", 4, "-i", options.num_iter],
-        readouts.samples[bins.readouts],
-        readouts.coordinates[columns],
-        maps,
-        (TIME_DIM, TIME2_DIM),
-        bins.weights,
+def part_of(
+    readouts: Readouts, maps: NDArray[Any], bins: physio.BinTable, options: configuration.XdReconstruction
+) -> solvers.Part:
+    """Return what the solver needs: all bins [respiratory, cardiac] together."""
+    return solvers.Part(
+        samples=readouts.samples[bins.readouts],
+        coordinates=readouts.coordinates[np.array(readouts.columns)[bins.readouts]],
+        maps=maps,
+        penalties=(
+            Penalty(axis=0, weight=options.reg_lambda_resp, cyclic=True),
+            Penalty(axis=1, weight=options.reg_lambda_card, cyclic=True),
+        ),
+        iterations=options.num_iter,
+        columns=len(readouts.coordinates),
+        weights=bins.weights,
     )
 
 

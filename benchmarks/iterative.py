@@ -47,9 +47,9 @@ LONG_SCAN = Scan(readouts=ARMS * 300, coils=8, noise=0.002, heart_rate=84)
 XD_SCAN = Scan(readouts=2304, coils=6, noise=0.002, heart_rate=66)
 TFD, XD = "rtspiral_bart_tvrecon", "spiral_xdgrasp_recon"
 CONFIGURATIONS = {TFD: configuration.TfdConfig, XD: configuration.XdConfig}
-TFD_SETTINGS = {"arms_per_frame": ARMS, "num_recon_frames": FRAMES, "num_chunks": 1, "fov_oversampling": 1.0,
-                "reg_lambda": 0.0002, "num_iter": 60}  # fmt: skip
-XD_SETTINGS = {"arm_discard_pre": 0, "arm_discard_post": 0, "num_iter": 30,
+TFD_SETTINGS = {"backend": "bart", "arms_per_frame": ARMS, "num_recon_frames": FRAMES, "num_chunks": 1,
+                "fov_oversampling": 1.0, "reg_lambda": 0.0002, "num_iter": 60}  # fmt: skip
+XD_SETTINGS = {"backend": "bart", "arm_discard_pre": 0, "arm_discard_post": 0, "num_iter": 30,
                "reg_lambda_resp": 0.0005, "reg_lambda_card": 0.0005}  # fmt: skip
 XD_BINNING = {"n_respiratory_bins": 6, "n_cardiac_bins": 8, "trigger_source": "ecg"}
 
@@ -264,12 +264,12 @@ def members(bins: physio.BinTable) -> list[np.ndarray]:
 
 def without_weights() -> None:
     """Patch: fill bins up with zeros, and take these for samples."""
-    pics = bart_recon.Solver.pics
+    pics = bart_recon.BartSolver.pics
 
-    def patched(solver: Any, options: Any, samples: Any, coordinates: Any, maps: Any, axes: Any, weights: Any) -> Any:
-        return pics(solver, options, samples * weights[..., np.newaxis, np.newaxis], coordinates, maps, axes)
+    def patched(solver: Any, options: Any, samples: Any, coordinates: Any, maps: Any, weights: Any) -> Any:
+        return pics(solver, options, samples * weights[..., np.newaxis, np.newaxis], coordinates, maps)
 
-    bart_recon.Solver.pics = patched
+    bart_recon.BartSolver.pics = patched
 
 
 def tfd_rows(keep: Callable[..., None]) -> Iterator[str]:

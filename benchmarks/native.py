@@ -97,7 +97,8 @@ def receive(scan: Scan, module: str) -> tuple[Simulation, kept.Readouts]:
         tables = {"metafile_paths": [name], "reconstruction": {"fov_oversampling": 1.0}}
         settings = configuration.from_mapping(phantom.CONFIGURATIONS[module], tables, "benchmark")
         taken = spiral.SpiralScan(settings, simulation.header, print)
-        return simulation, kept.receive(taken, simulation.acquisitions(), 1.0)
+        (readouts,) = kept.receive(taken, simulation.acquisitions(), 1.0)
+        return simulation, readouts
 
 
 def tfd_problem(frames: int, solver: solvers.Solver) -> Problem:

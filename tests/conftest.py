@@ -20,6 +20,7 @@ import pytest
 from ismrmrd.serialization import ProtocolDeserializer, ProtocolSerializer
 
 from connection import Connection
+from dask_cluster import dask, dask_processes  # noqa: F401 - fixtures
 from limits import Limits
 from server import Server, ServerOptions
 from session import SessionOptions

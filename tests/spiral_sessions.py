@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 import coils
+import configuration
+import readouts
+import spiral
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan, Simulation, simulate
 from trajectory import write_metafile
@@ -120,3 +123,19 @@ def wait_until(condition: Any, seconds: float = 10.0) -> bool:
     return done
 
 
+
+
+def received(simulation: Simulation, fov_oversampling: float = 1.0, most: int | None = None) -> readouts.Readouts:
+    """Readouts of a simulated scan."""
+    settings = configuration.TfdReconstruction(fov_oversampling=fov_oversampling)
+    scan = spiral.SpiralScan(configuration.TfdConfig((simulation.trajectory.file.parent,), settings), simulation.header)
+    (kept,) = readouts.receive(scan, simulation.acquisitions(), fov_oversampling, most)
+    return kept
+
+
+def maps_agreement(maps: np.ndarray, simulation: Simulation) -> float:
+    """Mean inner product of maps with the true ones where the object is, 1 at best."""
+    true = simulation.truth.maps(maps.shape[1])
+    true /= coils.rssq(true)
+    inside = simulation.truth.frame([0], maps.shape[1]) > 0.05
+    return float(np.abs((maps.conj() * true).sum(axis=0))[inside].mean())

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-import admm
-from admm import ConjugateGradients, KSpaceInverse, TemporalAdmm, Term, inner, soft
-from linops import Difference
-from team import Team
+from native import admm
+from native.admm import ConjugateGradients, KSpaceInverse, TemporalAdmm, Term, inner, soft
+from native.linops import Difference
+from native.team import Team
 
 
 def random_complex(rng, *shape):

@@ -1,83 +1,18 @@
 """Parts of a reconstruction in this process and on a real Dask scheduler with real workers, some of which die."""
 
-import os
 import re
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import cluster
 import cluster_parts
-
-PROJECT = Path(cluster.__file__).resolve().parent
+from dask_cluster import kill
 
 
 def ignore(text: str) -> None:
     pass
-
-
-class Dask:
-    """A scheduler and its workers, as processes."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._workers: list[subprocess.Popen] = []
-        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-show")
-        for line in self.scheduler.stderr:
-            if found := re.search(r"Scheduler at: +(tcp://\S+)", line):
-                self.address = found[1]
-                break
-
-    def _start(self, *arguments: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-m", "dask", *arguments, "--no-dashboard"],
-            cwd=PROJECT,
-            env=os.environ | {"PYTHONPATH": str(PROJECT / "tests"), "DASK_TEMPORARY_DIRECTORY": str(self._folder)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def workers(self, count: int) -> dict[int, subprocess.Popen]:
-        """So many workers that live, by process number; those of earlier tests, where they still do."""
-        self._workers = [worker for worker in self._workers if worker.poll() is None]
-        while len(self._workers) > count:
-            kill(self._workers.pop())
-        while len(self._workers) < count:
-            self._workers.append(self._start("worker", self.address, "--nthreads", "1", "--no-nanny"))
-        return {worker.pid: worker for worker in self._workers}
-
-    def end(self) -> None:
-        for process in (*self._workers, self.scheduler):
-            if process.poll() is None:
-                kill(process)
-
-
-def kill(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait(10)
-    process.stderr.close()
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Dask]]:
-    """Where the scheduler stands that tests share, for starting it takes seconds."""
-    shared: list[Dask] = []
-    yield shared
-    for dask in shared:
-        dask.end()
-
-
-@pytest.fixture
-def dask(running: list[Dask], tmp_path_factory: pytest.TempPathFactory, no_leaks: None) -> Dask:
-    if not running or running[-1].scheduler.poll() is not None:
-        running.append(Dask(tmp_path_factory.mktemp("dask")))
-    return running[-1]
 
 
 def test_parts_run_here_in_order():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from conditioning import SampleError, compression, robust_scale
+from native.conditioning import SampleError, compression, robust_scale
 
 
 def test_compression_keeps_the_energy_with_the_fewest_combinations():

@@ -110,6 +110,19 @@ def test_wrong_value_names_file_key_value_and_what_is_allowed(tmp_path, line, to
     assert told in error_of(tmp_path, f"[reconstruction]\n{line}\n")
 
 
+@pytest.mark.parametrize("address", ["", "tcp://host:8786", "tls://[::1]:8786", "tcp://127.0.0.1:1"])
+def test_the_address_of_a_scheduler(tmp_path, address):
+    config = read(tmp_path, f'[reconstruction]\nscheduler = "{address}"', TfdConfig)
+    assert config.reconstruction.scheduler == address
+
+
+@pytest.mark.parametrize("value", ['"host:8786"', '"host"', '"tcp://"', '"tcp://a host"', '"://host"', "8786"])
+def test_no_address_of_a_scheduler(tmp_path, value):
+    told = error_of(tmp_path, f"[reconstruction]\nscheduler = {value}\n", TfdConfig)
+    assert "reconstruction.scheduler = " in told
+    assert 'must be empty, or such as "tcp://host:8786"' in told
+
+
 @pytest.mark.parametrize("value", ['"seq_meta"', "[]", "[1]", '[""]'])
 def test_metafile_paths_must_be_a_list_of_folders(tmp_path, value):
     assert "metafile_paths" in error_of(tmp_path, f"metafile_paths = {value}")

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-import linops
-import toeplitz
-from linops import Difference, Encoding
-from team import Team
+from native import linops, toeplitz
+from native.linops import Difference, Encoding
+from native.team import Team
 
 SHAPES = [(9, 14), (13, 11), (16, 16), (17, 22)]  # 13 and 17 are transformed as 14 and 18
 

@@ -10,9 +10,8 @@ import scipy.optimize
 
 import native_recon
 import nufft
-import timekeeper
-import transforms
-from conditioning import SampleError, robust_scale
+from native import timekeeper, transforms
+from native.conditioning import SampleError, robust_scale
 from native_recon import Penalty, memory_needed, reconstruct
 
 MANY = {"iterations": 400, "tolerance": 0.0, "threads": 1, "scale": 1.0}

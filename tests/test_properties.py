@@ -281,6 +281,8 @@ def values_for(declaration):
     low, high = declaration.parameter.minimum, declaration.parameter.maximum
     if declaration.parameter.choices:
         return st.sampled_from(declaration.parameter.choices)
+    if declaration.parameter.pattern:
+        return st.just("") | st.from_regex(declaration.parameter.pattern, fullmatch=True)
     if declaration.kind is bool:
         return st.booleans()
     if declaration.kind is int:

@@ -1,4 +1,4 @@
-"""TFD: frames against the truth, chunks, what the client is told, and how a session ends when BART does not."""
+"""TFD by both backends: frames against the truth, chunks, what the client is told, sessions that go wrong."""
 
 import itertools
 import os
@@ -6,18 +6,25 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import ismrmrd
 import numpy as np
 import pytest
-from ismrmrd.serialization import ConfigFile
+from ismrmrd.serialization import ConfigFile, ProtocolDeserializer
 
-import bart_recon
 import bart_tools
 import configuration
+import memory
+import native_recon
+import nufft
 import rtspiral_bart_tvrecon as tfd
+import solvers
 from conftest import PATIENCE
+from native import timekeeper
+from readouts import DataError
 from spiral_sessions import (
     Client,
     change,
@@ -33,8 +40,9 @@ from spiral_sessions import (
 
 PROJECT = Path(tfd.__file__).parent
 ARMS, FRAMES = 7, 16
-SETTINGS = {"arms_per_frame": ARMS, "num_recon_frames": FRAMES, "num_chunks": 1, "fov_oversampling": 1.0,
-            "num_iter": 20, "reg_lambda": 0.0004}  # fmt: skip
+BACKENDS = ("bart", "native")
+SETTINGS = {"backend": "bart", "arms_per_frame": ARMS, "num_recon_frames": FRAMES, "num_chunks": 1,
+            "fov_oversampling": 1.0, "num_iter": 20, "reg_lambda": 0.0004}  # fmt: skip
 GROUPS = [range(ARMS * n, ARMS * (n + 1)) for n in range(FRAMES)]
 
 _one_thread = pytest.fixture(scope="module", autouse=True)(one_thread)
@@ -43,6 +51,19 @@ _one_thread = pytest.fixture(scope="module", autouse=True)(one_thread)
 @pytest.fixture(scope="module")
 def simulation(tmp_path_factory):
     return small_scan(tmp_path_factory.mktemp("meta"), readouts=ARMS * FRAMES + 3, heart_rate=75, seed=1)
+
+
+def through_the_module(simulation, items=None, **settings):
+    """Send items of a scan through the module; for the native solver there is no BART, and it tells all."""
+    client = Client(items or simulation.items())
+    settings = SETTINGS | settings
+    with pytest.MonkeyPatch.context() as patch:
+        if settings["backend"] == "native":
+            patch.setattr(bart_tools, "find_bart", None)
+            patch.setattr(timekeeper, "REPORT_INTERVAL", 0.0)
+        configure(patch, configuration.TfdConfig, simulation.trajectory.file.parent, reconstruction=settings)
+        tfd.process(client, "rtspiral_bart_tvrecon", simulation.header)
+    return client
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +75,7 @@ def reconstruct(simulation):
         key = tuple(settings.items())
         if items is None and key in made:
             return made[key]
-        client = Client(items or simulation.items())
-        with pytest.MonkeyPatch.context() as patch:
-            folder = simulation.trajectory.file.parent
-            configure(patch, configuration.TfdConfig, folder, reconstruction=SETTINGS | settings)
-            tfd.process(client, "rtspiral_bart_tvrecon", simulation.header)
+        client = through_the_module(simulation, items, **settings)
         if items is None:
             made[key] = client
         return client
@@ -72,8 +89,9 @@ def frame_errors(images, truth):
 
 
 # --- frames
-def test_frames_are_the_true_ones(reconstruct, simulation):
-    client = reconstruct()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frames_are_the_true_ones(reconstruct, simulation, backend):
+    client = reconstruct(backend=backend)
     truth = true_images(simulation, GROUPS)
     still = np.broadcast_to(truth.mean(axis=0), truth.shape)
     assert error(still, truth) > 0.12  # what there is to win
@@ -81,6 +99,40 @@ def test_frames_are_the_true_ones(reconstruct, simulation):
     assert change(client.pixels, truth) > 0.95
     for wrong in (client.pixels[:, ::-1], client.pixels.transpose(0, 2, 1), np.roll(client.pixels, 1, axis=2)):
         assert error(wrong, truth) > 0.2
+
+
+def test_the_native_solver_is_as_good_as_bart(reconstruct, simulation):
+    truth = true_images(simulation, GROUPS)
+    bart, native = reconstruct().pixels, reconstruct(backend="native", reg_lambda=0.0002).pixels
+    assert error(native, truth) <= error(bart, truth)
+    assert change(native, truth) >= change(bart, truth)
+    assert error(native, bart) < 0.05
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same(reconstruct):
+    pytest.importorskip("cupy")
+    try:
+        nufft.open_backend(0)
+    except nufft.GpuUnavailableError as missing:
+        pytest.skip(str(missing))
+    client = reconstruct(backend="native", gpu_device=0, num_chunks=0)
+    assert error(client.pixels, reconstruct(backend="native").pixels) < 0.005
+    assert client.texts[0] == "INFO     computing with the native solver on the GPU 0"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("matrix", "fov_oversampling"), [(64, 1.0), (63, 1.0), (64, 1.27)])
+def test_point_lands_where_it_is(tmp_path, backend, matrix, fov_oversampling):
+    x, y = 40.3, -61.7  # [mm]
+    simulation = small_scan(tmp_path, matrix, 16, readouts=24, point=(x, y))
+    settings = {"backend": backend, "arms_per_frame": 12, "num_recon_frames": 2, "fov_oversampling": fov_oversampling}
+    client = through_the_module(simulation, **settings)
+    size, pixel = round(matrix * fov_oversampling), 256 / matrix
+    weight = np.maximum(client.pixels[1] / client.pixels[1].max() - 0.3, 0)
+    assert weight.shape == (size, size)
+    centre = [(weight.sum(axis=1 - axis) * np.arange(size)).sum() / weight.sum() for axis in (0, 1)]
+    np.testing.assert_allclose(centre, [size // 2 - y / pixel, size // 2 - x / pixel], atol=0.1)
 
 
 def test_images_carry_geometry_and_evenly_spaced_times(reconstruct, simulation):
@@ -105,8 +157,22 @@ def test_waveforms_come_back_as_they_were(reconstruct, simulation):
 
 def test_the_client_is_told_what_goes_on(reconstruct):
     texts = reconstruct().texts
-    assert texts[0] == "INFO     112 readouts kept: 16 frames in 1 part(s)"
+    assert re.match(r"INFO     computing with BART \S+ on the CPU", texts[0])
+    assert texts[1] == "INFO     112 readouts kept: 16 frames in 1 part(s)"
     progress = re.compile(r"INFO     BART pics: iteration \d+ of 20, \d+ s elapsed, about \d+ s left")
+    assert any(progress.match(text) for text in texts)
+    assert not any(text.startswith("WARNING") for text in texts)
+
+
+def test_the_native_solver_tells_how_far_it_is(reconstruct):
+    texts = reconstruct(backend="native").texts
+    assert texts[:2] == [
+        "INFO     computing with the native solver on the CPU",
+        "INFO     112 readouts kept: 16 frames in 1 part(s)",
+    ]
+    progress = re.compile(
+        r"INFO     iterative reconstruction: \d+ of 20 iterations, objective [\d.e+]+, \d+ s elapsed, about \d+ s left"
+    )
     assert any(progress.match(text) for text in texts)
     assert not any(text.startswith("WARNING") for text in texts)
 
@@ -129,8 +195,16 @@ def test_lost_readouts_move_nothing(reconstruct, simulation):
 
 
 def test_too_few_readouts_for_a_frame(reconstruct, simulation):
-    with pytest.raises(bart_recon.DataError, match="5 readouts are fewer than the 7 of one frame"):
+    with pytest.raises(DataError, match="5 readouts are fewer than the 7 of one frame"):
         reconstruct(list(itertools.islice(simulation.acquisitions(), 5)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_scan_of_one_frame(reconstruct, simulation, backend):
+    client = reconstruct(list(itertools.islice(simulation.acquisitions(), ARMS)), backend=backend, num_chunks=0)
+    (image,) = client.images
+    assert image.data.max() > 2000
+    assert error(client.pixels, true_images(simulation, GROUPS[:1])) < 0.35
 
 
 # --- chunks
@@ -145,9 +219,37 @@ def test_seams_of_chunks_are_invisible(reconstruct, simulation):
     assert error(chunked, whole) < 0.15
 
 
+def test_native_images_do_not_depend_on_the_number_of_chunks(tmp_path):
+    simulation = small_scan(tmp_path, 32, 8, readouts=96 * ARMS, noise=0.002, heart_rate=75)
+    settings = {"backend": "native", "num_recon_frames": 96, "num_iter": 60, "reg_lambda": 0.0002}
+    whole, halves, thirds = (through_the_module(simulation, **settings, num_chunks=count).pixels for count in (1, 2, 3))
+    for parts in (halves, thirds):
+        assert error(parts, whole) < 0.01
+        assert change(parts, whole) > 0.998
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_chunks_follow_from_the_free_memory(reconstruct, simulation, monkeypatch, backend):
+    client = reconstruct(backend=backend, num_chunks=0, num_iter=1)
+    assert any("16 frames in 1 part(s)" in text for text in client.texts)
+    samples = simulation.trajectory.k.shape[1]
+    solver = solvers.open_solver(configuration.TfdReconstruction(backend=backend), print, print)
+    monkeypatch.setattr(type(solver), "overlap", 2)
+    monkeypatch.setattr(memory, "usable", lambda device: solver.memory_needed((8,), ARMS, 4, samples, 48, 89))
+    client = reconstruct(backend=backend, num_chunks=0, num_iter=2)
+    assert any("16 frames in 4 part(s)" in text for text in client.texts)  # of 4 frames and 2 on either side
+    assert len(client.images) == FRAMES
+
+
+def test_frames_that_do_not_fit_however_divided_are_refused(reconstruct, monkeypatch):
+    monkeypatch.setattr(memory, "usable", lambda device: 1000)
+    with pytest.raises(memory.ShortageError, match="16 frames together need about"):
+        reconstruct(backend="native", num_chunks=0, num_iter=3)
+
+
 @pytest.mark.parametrize(("frames", "count"), [(48, 3), (2000, 5), (17, 5), (4, 9), (1, 1), (7, 7)])
 def test_chunks_cover_all_frames_once_and_overlap(frames, count):
-    chunks = list(tfd.split(frames, count))
+    chunks = list(tfd.split(frames, count, 3))
     assert len(chunks) == min(frames, count)
     assert [n for chunk in chunks for n in chunk.kept] == list(range(frames))
     assert max(len(chunk.kept) for chunk in chunks) - min(len(chunk.kept) for chunk in chunks) <= 1
@@ -173,11 +275,11 @@ def scratch(tmp_path, monkeypatch):
 @pytest.fixture
 def session(simulation, server, connect, monkeypatch, scratch):
     """Server, and a function that opens a session with a BART of some shell lines (or a folder without one)."""
-    running = server(module_folders=(PROJECT,), server_options={"grace": 0.1})
+    running = server(module_folders=(PROJECT,), server_options={"grace": 0.1}, fallback_memory=0)
 
-    def start(bart, readouts=ARMS * 3, close=True):
+    def start(bart="", readouts=ARMS * 3, close=True, **settings):
         folder = simulation.trajectory.file.parent
-        settings = SETTINGS | {"BART_TOOLBOX_PATH": str(bart), "num_recon_frames": 3}
+        settings = SETTINGS | {"BART_TOOLBOX_PATH": str(bart), "num_recon_frames": 3} | settings
         configure(monkeypatch, configuration.TfdConfig, folder, reconstruction=settings)
         peer = connect(running.address)
         items = itertools.islice(simulation.acquisitions(), readouts)
@@ -237,7 +339,7 @@ def hanging(tmp_path):
 
 
 def test_bart_ends_when_the_client_has_gone(session, scratch, tmp_path, monkeypatch):
-    monkeypatch.setattr(bart_recon, "REPORT_INTERVAL", 0.1)
+    monkeypatch.setattr(solvers.Reporter, "interval", 0.1)
     _, start = session
     bart, pid = hanging(tmp_path)
     peer = start(bart)
@@ -249,7 +351,7 @@ def test_bart_ends_when_the_client_has_gone(session, scratch, tmp_path, monkeypa
 
 
 def test_bart_ends_when_the_server_is_stopped(session, scratch, tmp_path, monkeypatch):
-    monkeypatch.setattr(bart_recon, "REPORT_INTERVAL", 0.1)
+    monkeypatch.setattr(solvers.Reporter, "interval", 0.1)
     running, start = session
     bart, pid = hanging(tmp_path)
     peer = start(bart)
@@ -280,3 +382,57 @@ def test_bart_ends_when_a_server_of_processes_is_terminated(simulation, tmp_path
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=2 * PATIENCE)
     assert not is_alive(int(pid.read_text()))
+
+
+# --- sessions of the native solver
+@pytest.fixture
+def endless(monkeypatch):
+    """The native solver never finds that it is done."""
+    monkeypatch.setattr(native_recon, "QUIET_ITERATIONS", 10**9)
+    return {"backend": "native", "num_iter": 10**7}
+
+
+def reconstructing():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reconstruction")]
+
+
+def until_progress(peer):
+    """Read what the server sends until the solver speaks."""
+    for item in ProtocolDeserializer(peer.reader).deserialize():
+        if isinstance(item, str) and "objective" in item:
+            return
+    pytest.fail("no progress came")
+
+
+def test_without_bart_a_session_gives_images(session, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    _, start = session
+    received = start(tmp_path / "nowhere", backend="auto").receive()
+    assert sum(isinstance(item, ismrmrd.Image) for item in received) == 3
+    (told,) = [item for item in received if isinstance(item, str) and "computing with" in item]
+    assert told.startswith("INFO     computing with the native solver on the CPU")
+    assert "There is no executable bart in" in told
+
+
+def test_a_backend_that_there_is_not(session):
+    _, start = session
+    received = start(backend="gpu", readouts=1, close=False).receive()
+    assert "reconstruction.backend = 'gpu': must be one of" in received[-1]
+
+
+def test_the_native_solver_ends_when_the_client_has_gone(session, endless):
+    _, start = session
+    peer = start(**endless)
+    until_progress(peer)
+    peer.close()
+    assert wait_until(lambda: not reconstructing(), 3)
+
+
+def test_the_native_solver_ends_when_the_server_is_stopped(session, endless):
+    running, start = session
+    peer = start(**endless)
+    until_progress(peer)
+    begin = time.monotonic()
+    running.stop()
+    assert time.monotonic() - begin < 3
+    assert not reconstructing()

@@ -1,19 +1,26 @@
 """Dual temporal constraints: readouts in the right bins, images of bins against the truth, what is sent."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.signal.windows
 
 import bart_recon
+import bart_tools
 import coils
 import configuration
+import memory
 import nufft
 import physio
+import solvers
 import spiral_xdgrasp_recon as xd
+from native import timekeeper
 from spiral_sessions import Client, change, configure, error, one_thread, small_scan, true_images
 
 SOURCES = ("ecg", "pilottone", "pilottone_derivative")
-SETTINGS = {"arm_discard_pre": 0, "arm_discard_post": 0, "num_iter": 30,
+BACKENDS = ("bart", "native")
+SETTINGS = {"backend": "bart", "arm_discard_pre": 0, "arm_discard_post": 0, "num_iter": 30,
             "reg_lambda_resp": 0.0005, "reg_lambda_card": 0.0005}  # fmt: skip
 BINNING = {"n_respiratory_bins": 4, "n_cardiac_bins": 4, "trigger_source": "pilottone"}
 
@@ -39,6 +46,9 @@ def run(simulation, items=None, binning=None, **reconstruction):
     client = Client(simulation.items() if items is None else items)
     tables = {"reconstruction": SETTINGS | reconstruction, "binning": BINNING | (binning or {})}
     with pytest.MonkeyPatch.context() as patch:
+        if tables["reconstruction"]["backend"] == "native":
+            patch.setattr(bart_tools, "find_bart", None)  # there is none to be found
+            patch.setattr(timekeeper, "REPORT_INTERVAL", 0.0)
         configure(patch, configuration.XdConfig, simulation.trajectory.file.parent, **tables)
         xd.process(client, "spiral_xdgrasp_recon", simulation.header)
     return client
@@ -52,6 +62,11 @@ def heads(simulation):
 @pytest.fixture(scope="module")
 def filled(simulation):
     return run(simulation)
+
+
+@pytest.fixture(scope="module")
+def native(simulation):
+    return run(simulation, backend="native")
 
 
 def bins_of(simulation, heads, binning=None, **reconstruction):
@@ -160,17 +175,48 @@ def test_images_of_bins_are_the_true_ones(simulation, heads, filled):
     assert change(filled.pixels, truth) > 0.95
 
 
-def test_zeros_taken_for_samples_are_wrong(simulation, heads, filled, monkeypatch):
-    """The test above would see it if what fills up bins had a weight."""
-    pics = bart_recon.Solver.pics
-
-    def without_weights(solver, options, samples, coordinates, maps, axes, weights):
-        zero_filled = samples * weights[..., np.newaxis, np.newaxis]
-        return pics(solver, options, zero_filled, coordinates, maps, axes)
-
-    monkeypatch.setattr(bart_recon.Solver, "pics", without_weights)
+def test_images_of_the_native_solver_are_as_good(simulation, heads, filled, native):
     truth = true_images(simulation, members(bins_of(simulation, heads)))
-    assert error(run(simulation).pixels, truth) > 2 * error(filled.pixels, truth)
+    assert error(native.pixels, truth) <= error(filled.pixels, truth)
+    assert change(native.pixels, truth) >= change(filled.pixels, truth)
+    assert error(native.pixels, filled.pixels) < 0.05
+    assert "INFO     computing with the native solver on the CPU" in native.texts
+    assert any(text.startswith("INFO     iterative reconstruction: ") for text in native.texts)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zeros_taken_for_samples_are_wrong(simulation, heads, filled, native, monkeypatch, backend):
+    """The tests above would see it if what fills up bins had a weight."""
+    solver = {"bart": bart_recon.BartSolver, "native": solvers.NativeSolver}[backend]
+    reconstruct = solver.reconstruct
+
+    def without_weights(self, parts):
+        (part,) = parts
+        zero_filled = part.samples * part.weights[..., np.newaxis, np.newaxis]
+        return reconstruct(self, [dataclasses.replace(part, samples=zero_filled, weights=None)])
+
+    monkeypatch.setattr(solver, "reconstruct", without_weights)
+    truth = true_images(simulation, members(bins_of(simulation, heads)))
+    right = {"bart": filled, "native": native}[backend]
+    assert error(run(simulation, backend=backend).pixels, truth) > 2 * error(right.pixels, truth)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("matrix", [40, 41])
+def test_point_lands_where_it_is(tmp_path, backend, matrix):
+    x, y = 40.3, -61.7  # [mm]
+    simulation = small_scan(tmp_path, matrix, 24, readouts=300, tr=TR, heart_rate=66, point=(x, y))
+    client = run(simulation, backend=backend, binning={"n_respiratory_bins": 2, "n_cardiac_bins": 2})
+    weight = client.pixels[2] ** 2
+    centre = [(weight.sum(axis=1 - axis) * np.arange(matrix)).sum() / weight.sum() for axis in (0, 1)]
+    expected = [matrix // 2 - place * matrix / 256 for place in (y, x)]
+    np.testing.assert_allclose(centre, expected, atol=0.1)
+
+
+def test_bins_that_do_not_fit_into_the_memory_are_refused(simulation, monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda device: 2**20)
+    with pytest.raises(memory.ShortageError, match=r"4 x 4 frames of 40 x 40 pixels .* need about .*choose fewer"):
+        run(simulation, backend="native")
 
 
 def test_images_name_their_bins_and_share_one_scale(simulation, heads, filled):
@@ -228,5 +274,5 @@ def test_without_bart_nothing_is_received(simulation, tmp_path):
         pytest.fail("a readout was asked for")
         yield
 
-    with pytest.raises(xd.bart_recon.bart_tools.BartNotFoundError, match="apt-get install bart"):
+    with pytest.raises(bart_tools.BartNotFoundError, match="apt-get install bart"):
         run(simulation, items(), BART_TOOLBOX_PATH=str(tmp_path))

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-import team
 from conftest import PATIENCE
-from team import Team
+from native import team
+from native.team import Team
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

@@ -2,8 +2,8 @@
 
 import pytest
 
-import timekeeper
-from timekeeper import Timekeeper
+from native import timekeeper
+from native.timekeeper import Timekeeper
 
 
 def test_reports_come_at_intervals_with_an_estimate(monkeypatch):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.fft
 
-import transforms
-from transforms import FftwTransform, Transform, open_transform
+from native import transforms
+from native.transforms import FftwTransform, Transform, open_transform
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (3, 8, 6), (2, 3, 16, 16), (1, 7)])

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from native.team import Team
+from native.transforms import fourier_module, open_transform
 from nufft import array_module
-from team import Team
-from transforms import fourier_module, open_transform
 
 PHASES = 4
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nufft
-import toeplitz
+from native import toeplitz
+from native.team import Team
+from native.transforms import fourier_module
 from nufft import ArmPlan, ArrayBackend, array_module
-from team import Team
-from transforms import fourier_module
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ from typing import Any
 
 import numpy as np
 
-from linops import Difference
+from native.linops import Difference
+from native.team import Team
+from native.transforms import open_transform
 from nufft import array_module
-from team import Team
-from transforms import open_transform
 
 RELAXATION = 1.7
 BLOCK = 2**14  # values of one array that a thread works on at once on the CPU: 128 KiB, for about five arrays
