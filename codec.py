@@ -185,6 +185,9 @@ IMAGE_DTYPES = {
 }
 
 
+UNREADABLE = "UnreadableAttributes"
+
+
 def has_document_type(xml: str) -> bool:
     """Whether XML declares a document type: MRD never does, and entities are how XML is made to blow up."""
     return "<!DOCTYPE" in xml or "<!ENTITY" in xml
@@ -193,16 +196,16 @@ def has_document_type(xml: str) -> bool:
 def parse_attributes(xml: str) -> ismrmrd.Meta:
     """Meta attributes of an image from their XML.
 
-    Attributes that cannot be read do not cost the image: their text is kept under the name ``UnreadableAttributes``.
+    Attributes that cannot be read do not cost the image: their text is kept under the name `UNREADABLE`.
     """
     try:
         if has_document_type(xml):
             raise ValueError("it declares a document type")
         meta = ismrmrd.Meta.deserialize(xml)
     except (SyntaxError, ValueError, AssertionError) as error:  # ElementTree.ParseError is a SyntaxError
-        logger.warning("The attributes of an image are no valid MRD meta XML (%s); their text is kept.", error)
+        logger.debug("The attributes of an image are no valid MRD meta XML: %s", error)  # there may be many
         meta = ismrmrd.Meta()
-        meta["UnreadableAttributes"] = xml
+        meta[UNREADABLE] = xml
         return meta
     # The package reads an empty text as None, and would write that as the word.
     return ismrmrd.Meta(

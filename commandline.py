@@ -1,6 +1,7 @@
 """What the command lines share."""
 
 import argparse
+import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,9 @@ def log_to(
     sessions: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Send log records to a console, and to a file if there is one.
+    r"""Send log records to a console, and to a file if there is one.
+
+    What the console's encoding has no characters for is written as ``\u5fc3``.
 
     Parameters
     ----------
@@ -51,6 +54,9 @@ def log_to(
     OSError
         If the file cannot be written.
     """
+    stream = getattr(console, "stream", None)
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
     handlers = [console]
     if logfile is not None:
         logfile.absolute().parent.mkdir(parents=True, exist_ok=True)

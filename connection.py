@@ -14,6 +14,7 @@ import ismrmrd
 
 import constants
 from codec import (
+    UNREADABLE,
     LimitReached,
     Message,
     MrdError,
@@ -89,6 +90,7 @@ class Connection:
         self._send_lock = threading.Lock()
         self._next_identifier: int | None = None
         self._unreadable = False
+        self._warned = False
         self._ended_by: str | None = None
         self.is_exhausted = False
         self.savedata = False
@@ -153,6 +155,12 @@ class Connection:
                 self.recvAcqs += 1
             elif identifier == MessageId.ISMRMRD_IMAGE:
                 self.recvImages += 1
+                if UNREADABLE in message.content.meta and not self._warned:
+                    self._warned = True
+                    logger.warning(
+                        "The attributes of image %d are no valid MRD meta XML: their text is kept as '%s'. "
+                        "Further ones like this are not logged.", self.recvImages, UNREADABLE,
+                    )  # fmt: skip
             elif identifier == MessageId.ISMRMRD_WAVEFORM:
                 self.recvWaveforms += 1
             elif identifier == MessageId.CLOSE:
@@ -183,8 +191,11 @@ class Connection:
         raise StopIteration
 
     def __iter__(self) -> Iterator[Any]:
-        while not self.is_exhausted:
-            message = self.receive()
+        while True:
+            with self._receive_lock:  # another thread may take the last message first
+                if self.is_exhausted:
+                    return
+                message = self.receive()
             if message.identifier != MessageId.CLOSE:
                 yield message.content
 

@@ -48,6 +48,8 @@ class Limits:
         How long one message may take from its first byte to its last, in either direction [s].
     send_timeout : float
         How long a peer may take nothing of what is being sent to it [s].
+    fallback_wait : float
+        Longest silence of a peer whose module has failed, before it gets fallback images [s].
     sessions : int
         How many sessions are served at once.
     waiting : int
@@ -73,6 +75,7 @@ class Limits:
     opening: float = _time(60, "--openingTime", "time for config and header")
     message_time: float = _time(600, "--messageTime", "time for one message, in either direction")
     send_timeout: float = _time(60, "--sendTimeout", "longest time for which a client takes nothing of what is sent")
+    fallback_wait: float = _time(60, "--fallbackWait", "longest silence of a client before it gets fallback images")
     sessions: int = _limit(64, "--maxSessions", "sessions that are served at once")
     waiting: int = _limit(64, "--maxWaiting", "further sessions that may wait for a place, with --overload wait")
     waiting_time: float = _time(300, "--waitingTime", "how long they may wait")

@@ -89,7 +89,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
-        session = f"{record.session:<10} " if self._sessions else ""
+        session = f"{escaped(str(record.session)):<10} " if self._sessions else ""
         lines = [f"{self.formatTime(record)} {record.levelname:<8} {session}{escaped(record.getMessage())}"]
         lines += [f"    {escaped(line)}" for line in _traceback(record).split("\n") if line]
         return self._line_end.join(lines)
@@ -104,17 +104,18 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
+        summary = getattr(record, "summary", None)
         entry = {
             "time": datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds"),
             "level": record.levelname,
-            "session": record.session,
+            "session": str(record.session),
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, "summary", {}),
+            **(summary if isinstance(summary, dict) else {}),
         }
         if text := _traceback(record):
             entry["traceback"] = text
-        return json.dumps(entry)
+        return json.dumps(entry, default=str, skipkeys=True)  # modules may add what they like
 
 
 def _traceback(record: logging.LogRecord) -> str:
@@ -122,7 +123,8 @@ def _traceback(record: logging.LogRecord) -> str:
 
     Copes with exceptions that cannot say what they are.
     """
-    parts = [record.traceback.rstrip("\n")] if hasattr(record, "traceback") else []
+    given = getattr(record, "traceback", None)
+    parts = [given.rstrip("\n")] if isinstance(given, str) else []
     if record.exc_info and record.exc_info[1] is not None:
         parts.append("".join(traceback.format_exception(*record.exc_info)).rstrip("\n"))
     if record.stack_info:

@@ -65,6 +65,16 @@ def configure_logging(verbose: bool, logfile: Path | None, crlf: bool, as_json: 
     log_to(logging.StreamHandler(sys.stdout), verbose, logfile, line_end, sessions=True, as_json=as_json)
 
 
+def warn_of_namesakes(folder: Path) -> None:
+    """Warn of files in a module folder that have names of the server's own files, which would be imported instead."""
+    if folder == PROJECT_FOLDER:
+        return
+    for path in sorted(folder.glob("*.py")):
+        if (PROJECT_FOLDER / path.name).is_file():
+            logger.warning("%s: the server has a file %s, too, and 'import %s' gets that one: choose another name",
+                path, path.name, path.stem)  # fmt: skip
+
+
 def main() -> int:
     """Run the server until it is told to stop; returns the exit status."""
     arguments = parse_arguments()
@@ -83,6 +93,8 @@ def main() -> int:
             logger.error("There is no module folder %s", folder)
             return 1
     sys.path.extend(str(folder) for folder in folders if str(folder) not in sys.path)
+    for path in arguments.moduleFolder:
+        warn_of_namesakes(path.resolve())
     options = ServerOptions(
         host=arguments.host,
         port=arguments.port,

@@ -1,7 +1,7 @@
 """Ends the session that takes too much memory, before the system ends the server.
 
-What a session in a process of its own uses is known: the memory that only it and the programs it runs have. What one of
-several threads uses nobody knows; it is estimated (`Ledger`).
+What a session in a process of its own uses is known: the memory of its process and the programs it runs, and a share of
+what these share with others. What one of several threads uses nobody knows; it is estimated (`Ledger`).
 """
 
 import contextlib
@@ -102,20 +102,20 @@ class ProcessTree:
             found += [child for child in self._processes if self._parents[child] == parent]
         return found
 
-    def unique(self, pid: int) -> int:
-        """Memory that only a process, and what it has started, have [bytes]."""
-        return sum(self._exact(each, "uss") for each in self.below(pid))
+    def portion(self, pid: int) -> int:
+        """Memory of a process and what it has started, and their share of what they share with others [bytes]."""
+        return sum(map(self._exact, self.below(pid)))
 
     def whole(self) -> int:
         """Memory of all processes, each page counted once [bytes]."""
-        return sum(self._exact(each, "pss") for each in self._processes)
+        return sum(map(self._exact, self._processes))
 
-    def _exact(self, pid: int, kind: str) -> int:
+    def _exact(self, pid: int) -> int:
         try:
             memory = self._processes[pid].memory_full_info()
         except self._gone:
             return 0
-        return getattr(memory, kind, memory.uss)  # only Linux knows the shares in shared pages
+        return getattr(memory, "pss", memory.uss)  # only Linux knows the shares in shared pages
 
 
 class MemoryGuard(threading.Thread):
@@ -143,13 +143,23 @@ class MemoryGuard(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Look again and again."""
-        self._most = self._most or default_memory()
-        self._ledger.book(sum(ProcessTree().resident.values()), {})
-        while not self._stopped.wait(PERIOD):
-            self._look(ProcessTree())
+        """Look again and again, also when that has failed: there may be no file descriptors left for a while."""
+        import psutil  # as above
+
+        failing = False
+        while True:
+            try:
+                self._look(ProcessTree())
+                failing = False
+            except (OSError, psutil.Error) as error:
+                if not failing:
+                    logger.error("The memory in use cannot be found out, and is not limited meanwhile: %s", error)
+                failing = True
+            if self._stopped.wait(PERIOD):
+                return
 
     def _look(self, tree: ProcessTree) -> None:
+        self._most = self._most or default_memory()
         running = [worker for worker in self._workers() if worker.is_alive()]
         resident = sum(tree.resident.values())
         booked = self._ledger.book(resident, {each.name: each.received for each in running if each.pid is None})
@@ -174,7 +184,7 @@ class MemoryGuard(threading.Thread):
     def _used(self, tree: ProcessTree, pid: int) -> int:
         """Memory of a session's process: what it shares counts only as long as that makes no difference."""
         resident = sum(tree.resident[each] for each in tree.below(pid))
-        return tree.unique(pid) if resident > (self._session_most or self._most) else resident
+        return tree.portion(pid) if resident > (self._session_most or self._most) else resident
 
     def _end(self, worker: Worker, reason: str) -> None:
         logger.error("is ended: %s", reason, extra={"session": worker.name})

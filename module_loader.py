@@ -45,7 +45,7 @@ class ModuleLoader:
     Parameters
     ----------
     folders : sequence of Path
-        Where modules may lie; the first folder that has the name wins.
+        Where modules may lie; the first folder that has a file of the name, which defines ``process``, wins.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -54,19 +54,19 @@ class ModuleLoader:
         self._lock = threading.Lock()
 
     def find(self, name: str) -> Path | None:
-        """File of a module, or None if the name is none, no folder has it, or the file defines no ``process``.
+        """File of a module, or None if the name is none, or no folder has a file of it that defines ``process``.
 
         Raises
         ------
         ModuleError
-            If the file has a syntax error.
+            If a file has a syntax error.
         """
         if not _NAME.fullmatch(name):
             return None
         for folder in self.folders:
             path = folder / f"{name}.py"
-            if path.is_file():
-                return path if _defines_process(_parse(path, path.read_bytes()).body) else None
+            if path.is_file() and _defines_process(_parse(path, path.read_bytes()).body):
+                return path
         return None
 
     def load(self, name: str) -> Process | None:

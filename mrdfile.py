@@ -10,6 +10,7 @@ each; whole slices are limited by HDF5's variable-length elements alone (``bench
 
 import errno
 import logging
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 BATCH = 256
 BATCH_BYTES = 32 << 20
 ROOM = 4 << 20  # that is to be left on the disk, for what HDF5 writes besides [bytes]
+IMAGE_BATCH = 16  # headers in a chunk: each series takes up one whole chunk of them at least
 TEXT = h5py.string_dtype("utf-8")
 
 
@@ -253,6 +255,11 @@ class MrdWriter:
     group : str or None
         The group; images, readouts and waveforms that it already holds are kept. None opens the file only, which tells
         whether it can be written.
+    keep_free : int
+        What is left free on the disk [bytes].
+    image_groups : int or None
+        How many groups of images, of a series, size and type each, are made at most: each costs some kilobytes, however
+        small its images are. None: no limit.
 
     Raises
     ------
@@ -260,8 +267,16 @@ class MrdWriter:
         If the file cannot be written, or is no HDF5 file, or the group cannot be made.
     """
 
-    def __init__(self, path: Path | str, group: str | None = "dataset") -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        group: str | None = "dataset",
+        keep_free: int = ROOM,
+        image_groups: int | None = None,
+    ) -> None:
         self.path = Path(path)
+        self._keep_free = max(ROOM, keep_free)
+        self._groups_left = math.inf if image_groups is None else image_groups
         try:
             self._file = h5py.File(self.path, "a")
         except OSError as error:
@@ -318,12 +333,17 @@ class MrdWriter:
         ------
         TypeError
             If the item is none of the three.
+        OSError
+            If the disk has no room for it.
+        MrdFileError
+            If it would need a further group of images, and there are as many as there may be.
         """
         if isinstance(item, ismrmrd.Image):
             self._write_image(item)
             return
         if isinstance(item, ismrmrd.Acquisition):
             self._acquisitions.append(item)
+            self._batch_bytes += item.traj.nbytes
         elif isinstance(item, ismrmrd.Waveform):
             self._waveforms.append(item)
         else:
@@ -354,8 +374,9 @@ class MrdWriter:
     def _check_room(self, count: int) -> None:
         """Refuse to write what the disk has no room for: HDF5 may crash when it runs full."""
         free = shutil.disk_usage(self.path.absolute().parent).free
-        if free < count + ROOM:
-            raise OSError(errno.ENOSPC, f"{free} bytes are free, {count + ROOM} are wanted", str(self.path))
+        wanted = count + self._keep_free
+        if free < wanted:
+            raise OSError(errno.ENOSPC, f"{free} bytes are free, {wanted} are wanted", str(self.path))
 
     def _append(self, name: str, rows: np.ndarray) -> None:
         if name not in self._group:
@@ -368,13 +389,14 @@ class MrdWriter:
     def _write_image(self, image: ismrmrd.Image) -> None:
         head = image.getHead()
         data = np.ascontiguousarray(image.data, IMAGE_DTYPES[head.data_type]).view(get_hdf5type(head.data_type))
-        self._check_room(data.nbytes)
+        attributes = image.attribute_string
+        self._check_room(data.nbytes + len(attributes))
         parts = self._image_parts(head.image_series_index, data)
         count = len(parts["data"])
         for name, value in (
             ("data", data),
             ("header", np.frombuffer(bytes(head), image_header_dtype)[0]),
-            ("attributes", image.attribute_string),
+            ("attributes", attributes),
         ):
             parts[name].resize(count + 1, axis=0)
             parts[name][count] = value
@@ -390,6 +412,9 @@ class MrdWriter:
                 return self._group[name]
             further += 1
             name = f"image_{series}_{further}"
+        if self._groups_left < 1:
+            raise MrdFileError(f"{self.path}: images of too many series, sizes and types")
+        self._groups_left -= 1
         if further:
             logger.warning(
                 "An image of series %d has another size or type (%s %s) than those before it: it goes to '%s'.",
@@ -398,6 +423,6 @@ class MrdWriter:
         parts = self._group.create_group(name)
         chunks = (1, *data.shape) if data.size else True
         parts.create_dataset("data", (0, *data.shape), data.dtype, maxshape=(None, *data.shape), chunks=chunks)
-        parts.create_dataset("header", (0,), image_header_dtype, maxshape=(None,), chunks=(BATCH,))
-        parts.create_dataset("attributes", (0,), TEXT, maxshape=(None,), chunks=(BATCH,))
+        parts.create_dataset("header", (0,), image_header_dtype, maxshape=(None,), chunks=(IMAGE_BATCH,))
+        parts.create_dataset("attributes", (0,), TEXT, maxshape=(None,), chunks=(IMAGE_BATCH,))
         return parts

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import json
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from codec import MrdError, ProtocolError, read_messages
+from commandline import log_to
 from constants import MessageId
 from limits import MESSAGE_LIMITS, MIB, Limits, add_limits, as_arguments, flag_of, read_limits
 from mrdfile import MrdWriter
@@ -39,6 +41,12 @@ STREAM_SUFFIX = ".mrdpart"
 
 # Room is asked for in steps of this size: appending into reserved blocks costs about half [bytes].
 RESERVE = 64 << 20
+
+# What a conversion keeps to.
+CONVERSION_LIMITS = (*MESSAGE_LIMITS, "disk")
+
+# A scanner's session has some tens of series; each takes up some kilobytes, so that a small stream could fill a disk.
+IMAGE_GROUPS = 1000
 
 # What is saved is patients' data: not for everybody on this machine to read.
 FILE_MODE, FOLDER_MODE = 0o640, 0o750
@@ -175,27 +183,34 @@ class Conversion:
     path : Path
         The stream file or the folder.
     limits : Limits, optional
-        Limits on the messages.
+        Limits on the messages, and on the room that is left on the disk.
     """
 
     def __init__(self, path: Path, limits: Limits | None = None) -> None:
-        options = as_arguments(limits or Limits(), *MESSAGE_LIMITS)
+        options = ["--log-json", *as_arguments(limits or Limits(), *CONVERSION_LIMITS)]
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), *options, str(path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,  # Ctrl+C reaches the server's process group; the server decides when to end
         )
         self._path = path
 
     def wait(self) -> None:
         """Wait for it, and log what it says."""
-        said, _ = self._process.communicate()
-        for line in said.splitlines():
-            level, _, text = line.partition(" ")
-            logger.log(logging.getLevelNamesMapping().get(level, logging.INFO), "%s", text)
+        said, printed = self._process.communicate()
+        for line in filter(None, said.split("\n")):
+            try:
+                entry = json.loads(line)
+                level, text = logging.getLevelNamesMapping()[entry["level"]], entry["message"]
+            except (ValueError, TypeError, KeyError):  # printed by a library: it may hold what a client has sent
+                level, text = logging.WARNING, line
+            logger.log(level, "%s", text)
+        for line in filter(None, printed.split("\n")):
+            logger.warning("%s", line)
         if self._process.returncode:
             logger.error("%s has not been converted, it is kept as it is", self._path)
 
@@ -276,22 +291,30 @@ def convert_stream(path: Path, limits: Limits | None = None) -> Path | None:
     path : Path
         The stream file.
     limits : Limits, optional
-        Limits on its messages.
+        Limits on its messages, and on the room that is left on the disk.
 
     Returns
     -------
     Path or None
         The MRD file; None when there were no data, another process has the stream, or the conversion failed (logged).
     """
+    limits = limits or Limits()
     unfinished = path.with_suffix(".h5part")
     try:
         with path.open("rb") as stream:
             if not _claim(stream):
                 return None
             unfinished.unlink(missing_ok=True)
-            _check_room(path)
-            with MrdWriter(unfinished) as writer:
-                protocol, data, readable = _copy_messages(stream, writer, limits or Limits())
+            if not path.stat().st_size:  # which no disk is too full for
+                path.unlink()
+                return None
+            _check_room(path, limits.disk)
+            try:
+                with MrdWriter(unfinished, keep_free=limits.disk, image_groups=IMAGE_GROUPS) as writer:
+                    protocol, data, readable = _copy_messages(stream, writer, limits)
+            except Exception:
+                unfinished.unlink(missing_ok=True)  # where the disk is full, its room is needed
+                raise
         if not data:
             unfinished.unlink()
             if readable:
@@ -315,11 +338,12 @@ def convert_stream(path: Path, limits: Limits | None = None) -> Path | None:
     return target
 
 
-def _check_room(path: Path) -> None:
+def _check_room(path: Path, keep_free: int) -> None:
     """Refuse to begin what the disk has no room for: HDF5 may crash when it runs full."""
     free, needed = shutil.disk_usage(path.parent).free, path.stat().st_size
-    if free < 1.1 * needed + 16 * MIB:
-        raise OSError(errno.ENOSPC, f"{needed // MIB} MiB are to be converted, {free // MIB} MiB are free")
+    if free < 1.1 * needed + 16 * MIB + keep_free:
+        kept = f"{keep_free / MIB:g} MiB are to stay so ({flag_of('disk')})"
+        raise OSError(errno.ENOSPC, f"{needed // MIB} MiB are to be converted, {free // MIB} MiB are free, {kept}")
 
 
 def _copy_messages(stream: BinaryIO, writer: MrdWriter, limits: Limits) -> tuple[str, int, bool]:
@@ -367,21 +391,22 @@ def main() -> int:
     """Convert a stream, or what was left in a folder; returns the exit status."""
     parser = argparse.ArgumentParser(description="Turn recordings that were left behind into MRD .h5 files.")
     parser.add_argument("path", type=Path, nargs="?", default=DEFAULT_FOLDER, help="folder, or one stream")
-    add_limits(parser, *MESSAGE_LIMITS)
+    parser.add_argument("--log-json", dest="as_json", action="store_true", help="log JSON, one object a line")
+    add_limits(parser, *CONVERSION_LIMITS)
     arguments = parser.parse_args()
     os.umask(os.umask(0o777) | (0o777 & ~FILE_MODE & ~FOLDER_MODE))  # HDF5 makes files with the mode that this leaves
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stdout)
+    log_to(logging.StreamHandler(sys.stdout), False, None, as_json=arguments.as_json)
     limits = read_limits(arguments)
     path = arguments.path
     if path.is_file():
         convert_stream(path, limits)
         return 0
     if not path.is_dir():
-        print(f"ERROR there is no folder {path}")
+        logger.error("There is no folder %s", path)
         return 1
     finished = finish_leftovers(path, limits)
     if finished:
-        print(f"INFO {len(finished)} recordings finished in {path}")
+        logger.info("%d recordings finished in %s", len(finished), path)
     return 0
 
 

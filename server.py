@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from doorkeeper import Doorkeeper, Visitor
@@ -120,7 +120,7 @@ class Server:
             self._stopped.set()
             self._listener.close()
             self._door.close()
-            for conversion in self._conversions:
+            for conversion in list(self._conversions):  # which leave the list as they end
                 conversion.stop()
             self._end_sessions()
             guard.stop()
@@ -194,20 +194,30 @@ class Server:
             self._ended(summary)
 
     def _forget_ended(self) -> None:
-        running = [worker for worker in self._workers if worker.is_alive()]
-        for worker in self._workers:
-            if worker not in running and (summary := worker.report()) is not None:
+        ended = [worker for worker in self._workers if not worker.is_alive()]
+        self._workers = [worker for worker in self._workers if worker not in ended]  # first: other threads look at them
+        for worker in ended:
+            if (summary := worker.report()) is not None:
                 self._ended(summary)
-        if any(worker.died for worker in self._workers) and not self._stopped.is_set():
+        if any(worker.died for worker in ended) and not self._stopped.is_set():
             self._finish_leftovers()
-        self._workers = running
 
     def _finish_leftovers(self) -> None:
         """Begin to convert the recordings that an earlier run, or a process that died, has left, if there are any."""
         options = self._options.session
         if options.convert and any(options.save_folder.glob(f"*{STREAM_SUFFIX}")):
-            self._conversions.append(Conversion(options.save_folder, options.limits))
-            threading.Thread(target=self._conversions[-1].wait, name="leftovers", daemon=True).start()
+            try:
+                conversion = Conversion(options.save_folder, options.limits)
+            except OSError as error:  # no memory, or no file descriptors left
+                logger.error("What was left in %s cannot be converted now: %s", options.save_folder, error)
+                return
+            self._conversions.append(conversion)
+
+            def finish() -> None:
+                conversion.wait()
+                self._conversions.remove(conversion)
+
+            threading.Thread(target=finish, name="leftovers", daemon=True).start()
 
     def _end_sessions(self) -> None:
         running = [worker for worker in self._workers if worker.is_alive()]
@@ -215,8 +225,7 @@ class Server:
             logger.info("Stopping: %d running sessions have %g s to end", len(running), self._options.grace)
         _join(running, self._options.grace)
         running = [worker for worker in running if worker.is_alive()]
-        for worker in running:
-            worker.break_off("the server is being stopped")
+        _break_off(running, "the server is being stopped")
         _join(running, BREAK_OFF_WAIT)
         for worker in running:
             if worker.is_alive():
@@ -226,7 +235,18 @@ class Server:
         self._forget_ended()
 
 
-def _join(workers: list[Worker], wait: float) -> None:
+def _break_off(workers: list[Worker], reason: str) -> None:
+    """Break all off at the same time: each may wait a while for a client that does not read."""
+    threads = [threading.Thread(target=each.break_off, args=(reason,), daemon=True) for each in workers]
+    for worker, thread in zip(workers, threads, strict=True):
+        try:
+            thread.start()
+        except RuntimeError:  # no threads left
+            worker.break_off(reason)
+    _join([thread for thread in threads if thread.ident], BREAK_OFF_WAIT)
+
+
+def _join(workers: Sequence[Worker | threading.Thread], wait: float) -> None:
     deadline = time.monotonic() + wait
     for worker in workers:
         worker.join(max(0.0, deadline - time.monotonic()))

@@ -18,7 +18,7 @@ from codec import Message, MrdError, StreamBroken
 from connection import Connection
 from constants import MRD_LOGGING_ERROR, MRD_LOGGING_WARNING, MessageId
 from debugarrays import DebugArrays
-from jsonparameters import parse_parameters
+from jsonparameters import is_json, parse_parameters
 from limits import MIB, Limits
 from logs import enter_session, log_summary
 from module_loader import ModuleLoader, Process
@@ -29,6 +29,9 @@ from summary import LONGEST_WORD, Outcome, SessionSummary
 logger = logging.getLogger(__name__)
 
 SAVE_ONLY = "savedataonly"
+
+# A config may be a long text for the module; a name of one is looked for in its beginning [characters].
+LONGEST_NAME = 1000
 
 # After CLOSE has been sent, the peer's remaining data are still taken, so that the connection is not reset under the
 # last message on its way to the peer: with pauses of this length, and for this long in all [s].
@@ -196,11 +199,8 @@ class Session:
         kept = connection.keeper
         failed = summary.outcome in (Outcome.FAILED, Outcome.CLIENT_GONE)
         if failed and kept is not None and not connection.has_ended:
-            wait = self._options.limits.timeout
-            if self._recorder is not None:  # the data are being kept: take all of them
-                connection.take_rest(wait, math.inf)
-            else:
-                connection.take_rest(min(wait, DRAIN_WAIT), wait)
+            limits = self._options.limits
+            connection.take_rest(min(limits.fallback_wait, limits.timeout), limits.timeout)
             own = _part_of_module(self._process, "fallback")
             summary.fallback_images = fallback.send(connection, kept, self._metadata, summary.reason, own)
         connection.keeper = None
@@ -285,7 +285,7 @@ class Session:
         goes wrong here goes wrong again in ``process``, which reports it.
         """
         try:
-            prepare = _part_of_module(self._find(config.strip()), "prepare")
+            prepare = _part_of_module(self._find(_name_in(config)), "prepare")
             if prepare is not None:
                 prepare(config, metadata)
         except Exception as error:  # noqa: BLE001 -- the module's own code, which process will run into again
@@ -294,11 +294,11 @@ class Session:
     def _receive_parameters(self, config: Message) -> dict[str, Any] | None:
         """JSON parameters: a TEXT directly after the header, or a config that was sent as JSON text."""
         if self._connection.peek_mrd_message_identifier() == MessageId.TEXT:
-            text = self._connection.receive().content.lstrip("\ufeff")  # editors of one system put this mark first
-            if not text.lstrip().startswith("{"):
-                logger.info("text from the client: %.1000r", text)
+            text = self._connection.receive().content
+            if not is_json(text):
+                logger.info("text from the client: %.1000r", text[:1000])
                 return None
-        elif config.identifier == MessageId.CONFIG_TEXT and config.content.lstrip().startswith("{"):
+        elif config.identifier == MessageId.CONFIG_TEXT and is_json(config.content):
             text = config.content
         else:
             return None
@@ -392,5 +392,9 @@ def _requested_module(config: str, parameters: dict[str, Any] | None) -> str:
         if name is not None and not isinstance(name, str):
             raise ConfigurationRefused(f'"{key}" of the JSON parameters is to name a module, not {name!r:.100}')
         if name:
-            return name.strip()
-    return config.strip()
+            return _name_in(name)
+    return _name_in(config)
+
+
+def _name_in(config: str) -> str:
+    return config[:LONGEST_NAME].strip()

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection as Pipe
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Protocol
 
@@ -120,9 +121,15 @@ def _run_in_process(
     session.run()
 
 
-class ProcessWorker:
-    """Runs a session in a process."""
+# How a process ended can be read once: of two threads that ask at a time, one would be told 255. Starting a process
+# asks all others. Reentrant, and never held while a line is logged: a signal handler may ask, too.
+_ONE_ASKS = threading.RLock()
 
+
+class ProcessWorker:
+    """Runs a session in a process; any thread may call its methods."""
+
+    pid: int | None = None
     received = 0
     died = False
 
@@ -136,13 +143,9 @@ class ProcessWorker:
         self._theirs = (reports, reasons)
         arguments = (sock, name, peer, options, setup, *self._theirs)
         self._process = context.Process(target=_run_in_process, args=arguments, name=name)
+        self._released = False
         self._summary = SessionSummary(name, peer)
         self._start = time.monotonic()
-
-    @property
-    def pid(self) -> int | None:
-        """The process."""
-        return self._process.pid
 
     def start(self) -> None:
         """Start the process.
@@ -153,7 +156,9 @@ class ProcessWorker:
             If there is no room for one.
         """
         try:
-            self._process.start()
+            with _ONE_ASKS:
+                self._process.start()
+            self.pid = self._process.pid
         except OSError:
             self._reports.close()
             self._reasons.close()
@@ -164,26 +169,36 @@ class ProcessWorker:
 
     def is_alive(self) -> bool:
         """Whether the process runs."""
-        return self._process.is_alive()
+        with _ONE_ASKS:
+            return not self._released and self._process.is_alive()
 
     def join(self, timeout: float) -> None:
         """Wait for the process to end."""
-        self._process.join(timeout)
+        with _ONE_ASKS:
+            ends = [] if self._released else [self._process.sentinel]
+        if ends:
+            wait(ends, timeout)
 
     def break_off(self, reason: str) -> None:
         """Have the session end, and tell its client why."""
-        logger.info("to be ended: %s", reason, extra={"session": self.name})
-        with contextlib.suppress(OSError):  # it has just ended
-            self._reasons.send_bytes(reason.encode())
-        self._process.terminate()
+        if not self._released:
+            logger.info("to be ended: %s", reason, extra={"session": self.name})
+        with _ONE_ASKS:
+            if not self._released:
+                with contextlib.suppress(OSError):  # it has just ended
+                    self._reasons.send_bytes(reason.encode())
+                self._process.terminate()
 
     def report(self) -> SessionSummary:
         """What the process said of its session, or, if it did not end by itself, what became of it; releases it."""
         with contextlib.suppress(EOFError, OSError), self._reports:
             while self._reports.poll():
                 self._summary = SessionSummary.from_json(self._reports.recv_bytes())
-        self._reasons.close()
-        summary, status = self._summary, self._process.exitcode
+        with _ONE_ASKS:
+            summary, status = self._summary, self._process.exitcode
+            self._released = True
+            self._reasons.close()
+            self._process.close()
         self.died = bool(status) or summary.outcome is Outcome.RUNNING
         killed = status is not None and status < 0
         ending = f"by signal {-status} ({_signal_name(-status)})" if killed else f"with exit code {status}"
@@ -193,12 +208,13 @@ class ProcessWorker:
             summary.end(*((Outcome.KILLED, ending) if killed else (Outcome.FAILED, f"its process ended {ending}")))
             summary.seconds = time.monotonic() - self._start
             log_summary(summary)
-        self._process.close()
         return summary
 
     def kill(self) -> None:
         """End the process at once."""
-        self._process.kill()
+        with _ONE_ASKS:
+            if not self._released:
+                self._process.kill()
 
     give_up = kill
 

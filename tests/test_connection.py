@@ -32,6 +32,19 @@ def test_iteration_yields_everything_and_ends_at_close(pair, tcp):
     assert (connection.sentAcqs, connection.sentWaveforms, connection.sentImages) == (0, 0, 0)
 
 
+def test_bad_attributes_of_many_images_are_logged_once(pair, caplog):
+    connection, peer = pair()
+    (whole,) = [bytes_of(make_image(meta={"name": "value"}))]
+    peer.send(make_image(meta={"name": "value"}))
+    for _ in range(5):
+        peer.send_raw(whole.replace(b"<ismrmrdMeta>", b"<ismrmrdMata>"))
+    peer.send_close()
+    assert ["UnreadableAttributes" in image.meta for image in connection] == [False, True, True, True, True, True]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("The attributes of image 2 are no valid MRD meta XML")
+
+
 def test_iteration_can_be_taken_up_again(pair):
     connection, peer = pair()
     items = [make_acquisition(number) for number in range(4)]

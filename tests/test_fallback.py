@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import threading
+import time
 
 import ismrmrd
 import numpy as np
@@ -266,17 +267,46 @@ def test_silence_of_the_peer_does_not_keep_it_from_its_images(server, connect, t
     assert told.startswith("WARNING  1 fallback image(s)")
 
 
-def test_peer_that_pauses_after_the_failure_gets_the_images_then(server, connect, tmp_path, monkeypatch):
-    monkeypatch.setattr("session.DRAIN_WAIT", 0.3)
+@pytest.mark.parametrize("save", [False, True])
+def test_peer_that_pauses_after_the_failure_gets_the_images_then(server, connect, tmp_path, save):
     write_module(tmp_path, "failing", FAILS_AFTER.format(count=4))
     header, readouts = cartesian_scan()
-    peer = connect(server(module_folders=(tmp_path,)).address)
+    running = server(module_folders=(tmp_path,), save_data=save, limits=Limits(fallback_wait=0.3))
+    peer = connect(running.address)
     peer.send(ConfigFile("failing"), header, *readouts[:-1])
+    start = time.monotonic()
     answers = peer.receive()
+    assert time.monotonic() - start < PATIENCE / 2
     assert "Fallback" in answers[1].meta
     peer.send(readouts[-1])  # which does not break the connection
     peer.send_close()
     assert peer.is_at_end()
+    peer.close()
+    running.stop()
+    for saved in (tmp_path / "saved").glob("*.h5"):
+        with MrdReader(saved) as file:
+            assert file.acquisition_count == len(readouts)
+    assert len(list((tmp_path / "saved").glob("*.h5"))) == save
+
+
+def test_peer_that_goes_on_sending_after_the_failure_gets_the_images_in_time(server, connect, in_thread, tmp_path):
+    write_module(tmp_path, "failing", FAILS_AFTER.format(count=4))
+    header, readouts = cartesian_scan()
+    peer = connect(server(module_folders=(tmp_path,), timeout=1.0, save_data=True).address)
+    peer.send(ConfigFile("failing"), header, *readouts)
+    answered = threading.Event()
+
+    def go_on():
+        while not answered.wait(0.05):
+            peer.send(readouts[-1])
+
+    sending = in_thread(go_on)
+    try:
+        answers = peer.receive()
+    finally:
+        answered.set()
+        sending.result()
+    assert "Fallback" in answers[1].meta
 
 
 def test_session_that_is_interrupted_has_no_fallback(server, connect, tmp_path):
@@ -474,6 +504,27 @@ def test_keeping_ends_with_the_first_image(pair):
     assert connection.keeper is None
     peer.send(make_acquisition(2))
     assert connection.next().scan_counter == 2
+
+
+def test_iteration_ends_when_another_thread_takes_the_last_message(pair, in_thread, monkeypatch):
+    connection, peer = pair(timeout=PATIENCE)
+    lock, asked = threading.RLock(), threading.Event()
+
+    class Noticing:
+        def __enter__(self):
+            asked.set()
+            return lock.acquire()
+
+        def __exit__(self, *_):
+            lock.release()
+
+    monkeypatch.setattr(connection, "_receive_lock", Noticing())
+    peer.send_close()
+    with lock:
+        items = in_thread(lambda: list(connection))
+        assert asked.wait(PATIENCE)
+        connection.receive()
+    assert items.result() == []
 
 
 def test_rest_is_taken_up_to_close_even_while_a_thread_of_the_module_waits(pair, in_thread):

@@ -7,7 +7,7 @@ import pytest
 from ismrmrd.serialization import ConfigFile
 
 from conftest import make_header
-from jsonparameters import parse_parameters
+from jsonparameters import _depth, is_json, parse_parameters
 from limits import MIB, Limits
 
 
@@ -27,8 +27,8 @@ def test_parameters_are_read(values):
 def test_size_is_limited():
     limits = Limits(json=20)
     assert parse_parameters('{"a": "0123456789 "}', limits)
-    with pytest.raises(ValueError, match=r"22 bytes long, the limit is 20 \(--maxJson\)"):
-        parse_parameters('{"a": "0123456789µ "}', limits)
+    with pytest.raises(ValueError, match=r"21 bytes long, the limit is 20 \(--maxJson\)"):
+        parse_parameters('{"a": "0123456789µ"}', limits)
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"b": ', "}"), ('["]", ', "]")])
@@ -50,6 +50,39 @@ def test_hostile_texts_are_refused_soon(text):
     with pytest.raises(ValueError, match=r"nested|JSON|Expecting|Unterminated|Exceeds|escape|delimiter|property"):
         parse_parameters(text, Limits(json=2 * MIB))
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"' + '\\"' * 500_000 + "\\", '{"' + "\\\\" * 500_000 + "\\", '"\\' * 500_000, '{"a":"\\""' * 100_000 + '"\\',
+     '{"' + "\\\n" * 500_000 + "\\", '""' * 500_000 + '"\\', '{"' + "a" * 1_000_000 + "\\"],
+    ids=["quotes", "backslashes", "pairs", "strings", "line ends", "empty strings", "letters"],
+)  # fmt: skip
+def test_string_that_ends_in_a_backslash_takes_no_time(text):
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"nested|JSON|Expecting|Unterminated|escape|delimiter|property|Extra data"):
+        parse_parameters(text, Limits(json=2 * MIB))
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [('{"[[\\', 1), ('{"[[\\"[[', 1), ('{"[[\\\\"[[', 3), ('{"\\"["[', 2), ('[[]]"', 2), ("[[][[]]]", 3),
+     ('"\\\n["[[', 2)],
+)  # fmt: skip
+def test_depth_counts_brackets_outside_strings(text, depth):
+    assert _depth(text) == depth
+
+
+@pytest.mark.parametrize("text", ["{}", " \n{}", "\ufeff{}", "\ufeff \t{}"])
+def test_what_may_stand_before_parameters(text):
+    assert is_json(text)
+    assert parse_parameters(text, Limits()) == {}
+
+
+@pytest.mark.parametrize("text", ["", "x{}", " " * 1_000_000, "\ufeff" * 1_000_000, "[{}]"])
+def test_other_texts_are_no_parameters(text):
+    assert not is_json(text)
 
 
 def test_depth_that_somebody_allows_beyond_what_python_reads():

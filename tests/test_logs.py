@@ -3,11 +3,14 @@
 import io
 import json
 import logging
+import os
 import re
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from ismrmrd.serialization import ConfigFile
@@ -129,6 +132,34 @@ def test_exception_that_cannot_say_what_it_is():
         except UnspeakableError:
             log.logger.exception("failed")
         assert "UnspeakableError" in log.text
+
+
+@pytest.mark.parametrize("make", [lambda: TextFormatter(sessions=True), JsonFormatter])
+@pytest.mark.parametrize(
+    "extra",
+    [{"session": object()}, {"session": None}, {"session": "a\nb"}, {"summary": 5}, {"summary": {"x": {1, 2}}},
+     {"summary": {(1, 2): 3}}, {"traceback": None}, {"traceback": 3}],
+    ids=str,
+)  # fmt: skip
+def test_odd_facts_cost_no_line(make, extra):
+    log = Log(make())
+    log.logger.error("words", extra=extra)
+    (line,) = log.lines
+    assert "words" in line
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_console_without_the_characters_of_a_line(tmp_path, as_json):
+    script = (
+        "import logging, sys; from commandline import log_to; "
+        f"log_to(logging.StreamHandler(sys.stdout), False, None, as_json={as_json}); logging.error('config 心臓')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(logs.__file__).parent, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+    )  # fmt: skip
+    assert r"config \u5fc3\u81d3" in done.stdout
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("text", ["", "Größe 3 µs", "日本語", "a\\b"])

@@ -251,6 +251,21 @@ def test_flags_of_users_start_scripts(start, tmp_path):
         assert log.count(b"\r\n") == log.count(b"\n") > 0
 
 
+def test_files_with_names_of_the_servers_own_are_warned_of(start, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    write_module(folder, "metrics", "def process(c, config, m):\n  c.send_text('mine')\n")
+    write_module(folder, "other", "WORD = 'helped'")
+    running = start("-d", "null", "-M", folder, "-M", PROJECT)
+    assert running.log().count("'import ") == 1
+    assert f"{folder / 'metrics.py'}: the server has a file metrics.py, too, and 'import metrics'" in running.log()
+    peer = Peer(socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE))
+    peer.send(ConfigFile("metrics"), make_header())
+    peer.send_close()
+    assert peer.receive() == ["mine"]
+    peer.close()
+
+
 def test_modules_of_further_folders_and_their_neighbours(start, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -7,13 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
+import psutil
 import pytest
 from ismrmrd.serialization import ConfigFile
 
 import memoryguard
-from conftest import Peer, bytes_of, make_acquisition, make_header, write_module
+from conftest import PATIENCE, Peer, bytes_of, make_acquisition, make_header, write_module
 from limits import MIB, Limits
 from memoryguard import Ledger, MemoryGuard, ProcessTree
 from test_main import ServerProcess
@@ -191,11 +193,11 @@ def test_accounts_always_add_up_to_no_more_than_the_growth():
 
 class FakeWorker:
     def __init__(self, name, pid=None):
-        self.name, self.pid, self.received = name, pid, 0
+        self.name, self.pid, self.received, self.alive = name, pid, 0, True
         self.reasons, self.killed = [], 0
 
     def is_alive(self):
-        return True
+        return self.alive
 
     def break_off(self, reason):
         self.reasons.append(reason)
@@ -213,7 +215,7 @@ class FakeTree:
     def below(self, pid):
         return [pid]
 
-    def unique(self, pid):
+    def portion(self, pid):
         return self.resident[pid] - self._shared
 
     def whole(self):
@@ -282,11 +284,11 @@ def test_tree_has_programs_that_were_started_and_what_they_hold():
         tree = ProcessTree()
         assert child.pid in tree.below(os.getpid())
         assert tree.below(child.pid) == [child.pid]
-        assert 64 * MIB < tree.unique(child.pid) <= tree.resident[child.pid] < 128 * MIB
+        assert 64 * MIB < tree.portion(child.pid) <= tree.resident[child.pid] < 128 * MIB
         assert tree.resident[os.getpid()] > 30 * MIB
-        assert tree.unique(child.pid) < tree.whole() <= sum(tree.resident.values()) + MIB
+        assert tree.portion(child.pid) < tree.whole() <= sum(tree.resident.values()) + MIB
         child.stdin.close()
-    assert tree.unique(child.pid) == 0  # it has gone meanwhile
+    assert tree.portion(child.pid) == 0  # it has gone meanwhile
     assert child.pid not in ProcessTree().resident
 
 
@@ -297,5 +299,63 @@ def test_default_is_a_share_of_what_the_group_may_use(monkeypatch):
     assert memoryguard.default_memory() > 1 << 29
 
 
+def test_what_a_process_shares_with_its_own_children_counts_once():
+    hold = (
+        f"import os, sys; kept = b'x' * {64 * MIB}; read, write = os.pipe(); child = os.fork()\n"
+        "if child == 0: os.close(write); os.read(read, 1); os._exit(0)\n"
+        "print('ready', flush=True); sys.stdin.read(); os.close(write); os.waitpid(child, 0)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        tree = ProcessTree()
+        assert len(tree.below(process.pid)) == 2
+        assert 64 * MIB < tree.portion(process.pid) < 100 * MIB
+        process.stdin.close()
+
+
 def test_memory_that_was_freed_is_given_back():
+    own = psutil.Process()
+    arrays = [np.ones(100_000, np.uint8) for _ in range(1000)]  # too small to have mappings of their own
+    last = np.ones(100_000, np.uint8)  # the C library gives back what lies behind it by itself
+    del arrays
+    before = own.memory_info().rss
     memoryguard._give_back()
+    assert own.memory_info().rss < before - 50e6
+    assert last.all()
+
+
+# ---- a guard that goes on ------------------------------------------------------------------------------------------
+
+
+def test_one_that_has_ended_is_not_blamed(clock):
+    workers = [FakeWorker("a", 2), FakeWorker("b", 3)]
+    workers[0].alive = False
+    guard_of(workers, memory=500)._look(FakeTree({1: 100, 3: 450}))
+    assert workers[0].reasons == []
+    assert len(workers[1].reasons) == 1
+
+
+def test_looks_that_fail_are_told_once_and_do_not_end_the_guard(monkeypatch, caplog, no_leaks):
+    monkeypatch.setattr(memoryguard, "PERIOD", 0.001)
+    looks, recovered, again = itertools.count(), threading.Event(), threading.Event()
+
+    def look():
+        number = next(looks)
+        if number in (5, 6, 7, 20, 21):
+            raise OSError(24, "Too many open files") if number != 6 else psutil.AccessDenied(1)
+        recovered.set() if number > 7 else None
+        again.set() if number > 21 else None
+        return FakeTree({1: 100})
+
+    monkeypatch.setattr(memoryguard, "ProcessTree", look)
+    guard = guard_of([], memory=500)
+    guard.start()
+    try:
+        assert recovered.wait(PATIENCE)
+        assert again.wait(PATIENCE)
+    finally:
+        guard.stop()
+    assert caplog.text.count("cannot be found out") == 2
+    assert caplog.text.count("Too many open files") == 2

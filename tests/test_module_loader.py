@@ -210,6 +210,15 @@ def test_folders_pipes_and_broken_links_are_no_modules(folder, marker):
     assert not marker.exists()
 
 
+def test_a_file_without_process_does_not_hide_a_module_in_a_later_folder(folder, tmp_path):
+    (tmp_path / "second").mkdir()
+    write_module(folder, "both", "HELPER = 1\n")
+    path = write_module(tmp_path / "second", "both", PROCESS.format(result="second"))
+    loader = ModuleLoader([folder, tmp_path / "second"])
+    assert loader.find("both") == path.resolve()
+    assert run(loader, "both") == "second"
+
+
 # ---- edits ---------------------------------------------------------------------------------------------------------
 
 

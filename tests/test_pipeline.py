@@ -8,6 +8,7 @@ import pytest
 from ismrmrd.serialization import ConfigFile
 
 from conftest import PATIENCE, make_acquisition, make_header, write_module
+from limits import Limits
 from pipeline import threaded
 
 
@@ -62,9 +63,8 @@ def test_consumer_that_stops_early_ends_all_links(no_leaks):
     assert closed.wait(PATIENCE)
 
 
-def test_module_that_fails_while_its_thread_waits_for_a_silent_peer_ends(server, connect, tmp_path, monkeypatch):
+def test_module_that_fails_while_its_thread_waits_for_a_silent_peer_ends(server, connect, tmp_path):
     """The error reaches the client at once; the thread ends with the connection."""
-    monkeypatch.setattr("session.DRAIN_WAIT", 0.2)
     source = """
 from pipeline import threaded
 def process(connection, config, metadata):
@@ -72,7 +72,7 @@ def process(connection, config, metadata):
         raise ValueError("broken while the peer is silent")
 """
     write_module(tmp_path, "silent", source)
-    peer = connect(server(module_folders=(tmp_path,)).address)
+    peer = connect(server(module_folders=(tmp_path,), limits=Limits(fallback_wait=0.2)).address)
     peer.send(ConfigFile("silent"), make_header(), make_acquisition())
     start = time.monotonic()
     text, *_ = peer.receive()

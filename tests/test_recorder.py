@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import struct
 import subprocess
 import sys
 import threading
@@ -26,6 +27,8 @@ from conftest import (
     make_waveform,
     write_module,
 )
+from constants import MessageId
+from limits import MIB, Limits
 from mrdfile import MrdReader
 from recorder import Recorder, convert_stream, finish_leftovers, protocol_name
 
@@ -253,6 +256,71 @@ def test_conversion_that_the_disk_has_no_room_for_is_not_begun(tmp_path, monkeyp
     assert convert_stream(stream) is None
     assert saved_files(tmp_path) == [stream.name]
     assert "are free" in caplog.text
+
+
+@pytest.mark.parametrize("make", [make_acquisition, make_image])
+def test_conversion_leaves_the_room_that_is_to_stay_free(tmp_path, monkeypatch, caplog, make):
+    """The disk is looked at on the way, too: others fill it."""
+    stream = tmp_path / "2026-01-02_03-04-05_s.mrdpart"
+    stream.write_bytes(bytes_of(ConfigFile("null"), make_header(), *(make(i) for i in range(600))))
+    left = iter(range(100 * MIB, 0, -10 * MIB))
+    monkeypatch.setattr(recorder.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(left)))
+    assert convert_stream(stream, Limits(disk=75 * MIB)) is None
+    assert saved_files(tmp_path) == [stream.name]
+    assert "bytes are free" in caplog.text
+    assert "kept" in caplog.text
+
+
+def test_conversion_process_keeps_to_the_room_that_is_to_stay_free(tmp_path, caplog):
+    stream = tmp_path / "2026-01-02_03-04-05_s.mrdpart"
+    stream.write_bytes(bytes_of(ConfigFile("null"), make_header(), make_acquisition()))
+    recorder.Conversion(stream, Limits(disk=1 << 49)).wait()
+    assert saved_files(tmp_path) == [stream.name]
+    assert "--minDisk" in caplog.text
+
+
+def test_small_stream_of_many_series_does_not_become_a_large_file(tmp_path, monkeypatch, caplog):
+    stream = tmp_path / "2026-01-02_03-04-05_s.mrdpart"
+    images = [make_image(i, (1, 1, 1, 1), series=i) for i in range(101)]
+    monkeypatch.setattr(recorder, "IMAGE_GROUPS", 100)
+    stream.write_bytes(bytes_of(ConfigFile("null"), make_header(), *images))
+    assert convert_stream(stream) is None
+    assert saved_files(tmp_path) == [stream.name]
+    assert "too many series" in caplog.text
+    stream.write_bytes(bytes_of(ConfigFile("null"), make_header(), *images[:100], images[0], images[99]))
+    saved = convert_stream(stream)
+    assert saved.stat().st_size < 100 * 20_000
+    with MrdReader(saved) as reader:
+        assert len(list(reader.images())) == 102
+
+
+def test_header_cannot_forge_log_lines_of_the_conversion(tmp_path, caplog, monkeypatch):
+    """Nor does an encoding of the console that has no such characters cost any."""
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    caplog.set_level(logging.INFO)
+    forged = "1\nCRITICAL on fire 心臓\x85CRITICAL too\nINFO session-9 ended"
+    field = "<H1resonanceFrequency_Hz>"
+    xml = header_xml().replace(field, f"{field}{forged}").encode()
+    assert forged.encode() in xml
+    header = struct.pack("<HI", MessageId.METADATA_XML_TEXT, len(xml)) + xml
+    running = Recorder(tmp_path, "session-1", bytes_of(ConfigFile("null")) + header + bytes_of(make_acquisition()))
+    running.finish()
+    assert any("on fire 心臓\x85CRITICAL too\nINFO" in record.getMessage() for record in caplog.records)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert not [record for record in caplog.records if record.getMessage().startswith(("on fire", "session-9", "too"))]
+
+
+def test_what_a_library_prints_in_a_conversion_is_a_warning(tmp_path, caplog, monkeypatch):
+    talking = tmp_path / "talking.py"
+    talking.write_text(
+        "import sys\nprint('CRITICAL forged\\n5\\n[]\\n{\"level\": []}')\n"
+        "sys.stderr.buffer.write(b'ERROR \\xff\\n')\n"
+    )
+    monkeypatch.setattr(recorder, "__file__", str(talking))
+    recorder.Conversion(tmp_path).wait()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", text) for text in ("CRITICAL forged", "5", "[]", '{"level": []}', "ERROR \ufffd")
+    ]
 
 
 def test_conversion_that_crashes_is_logged_and_keeps_the_stream(tmp_path, monkeypatch, caplog):

@@ -4,6 +4,7 @@ import json
 import logging
 import struct
 import threading
+import tracemalloc
 from pathlib import Path
 
 import ismrmrd
@@ -22,7 +23,7 @@ from conftest import (
     make_waveform,
     write_module,
 )
-from limits import Limits
+from limits import MIB, Limits
 from summary import Outcome
 
 ECHO_CONFIG = """
@@ -103,6 +104,30 @@ def test_unknown_config_runs_the_default_and_warns(server, connect, name):
     assert len(texts) == 1
     assert texts[0].startswith("WARNING  there is no module")
     assert "default config 'null'" in texts[0]
+
+
+@pytest.mark.parametrize("sent", [ConfigText, str])
+def test_long_text_that_names_no_module_is_not_copied_many_times(server, connect, caplog, sent):
+    """Not whole into log lines, nor to look for a module of that name."""
+    caplog.set_level(logging.INFO)
+    text = " " + "\x01" * (8 * MIB)
+    opening = [ConfigFile("null"), make_header(), text] if sent is str else [ConfigText(text), make_header()]
+    peer = connect(server().address)
+    data = bytes_of(*opening, close=True)
+    tracemalloc.start()
+    try:
+        peer.send_raw(data)
+        peer.receive()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(text)
+    assert all(len(line) < 5000 for line in log_text(caplog).splitlines())
+
+
+@pytest.mark.parametrize("config", ["null", " null\n", "null" + " " * 5000])
+def test_white_space_around_a_config(server, connect, config):
+    assert hold(connect(server().address), ConfigText(config), make_header()) == []
 
 
 def test_default_config_that_does_not_exist_is_an_error_at_start(server):

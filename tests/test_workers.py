@@ -1,0 +1,150 @@
+"""Sessions in processes of their own: what threads may ask of them, and when."""
+
+import socket
+import threading
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+
+import pytest
+from ismrmrd.serialization import ConfigFile
+
+from conftest import PATIENCE, bytes_of, make_acquisition, make_header
+from session import SessionOptions
+from summary import Outcome
+from workers import ProcessWorker
+
+
+@pytest.fixture
+def started():
+    """A worker whose client has not sent anything yet, and the client's socket; ended at the end."""
+    ours, theirs = socket.socketpair()
+    worker = ProcessWorker(ours, "session-1", "peer", SessionOptions(), None)
+    worker.start()
+    ours.close()
+    yield worker, theirs
+    theirs.close()
+    worker.kill()
+    worker.join(PATIENCE)
+    if not worker._released:
+        worker.report()
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often the status of a process has been read; reading takes a while, in which nobody else may read it."""
+    read, count, second = forkserver.read_signed, [], threading.Event()
+
+    def read_late(descriptor):
+        count.append(descriptor)
+        if len(count) > 1:
+            second.set()
+        second.wait(0.3)
+        return read(descriptor)
+
+    monkeypatch.setattr(forkserver, "read_signed", read_late)
+    return count
+
+
+def end_of(worker, client):
+    """Have a session end, and wait for it without asking how it has ended."""
+    client.close()
+    assert wait([worker._process.sentinel], PATIENCE)
+
+
+def test_session_that_ended_well_counts_as_such_although_two_threads_ask(started, in_thread, reads):
+    worker, client = started
+    end_of(worker, client)
+    asking = [in_thread(worker.is_alive) for _ in range(2)]
+    assert [each.result() for each in asking] == [False, False]
+    summary = worker.report()
+    assert len(reads) == 1
+    assert not worker.died
+    assert summary.outcome is Outcome.COMPLETED
+
+
+def test_starting_another_process_does_not_take_the_status_of_one_that_is_asked(started, in_thread, reads):
+    worker, client = started
+    end_of(worker, client)
+    ours, theirs = socket.socketpair()
+    other = ProcessWorker(ours, "session-2", "peer", SessionOptions(), None)
+    asking = in_thread(worker.is_alive)
+    while not reads:
+        threading.Event().wait(0.001)
+    other.start()  # asks all that have been started
+    assert not asking.result()
+    assert len(set(reads)) == len(reads)  # the other one is that of its start
+    ours.close()
+    end_of(other, theirs)
+    assert [each.report().outcome for each in (worker, other)] == [Outcome.COMPLETED] * 2
+    assert not worker.died
+    assert not other.died
+
+
+def test_worker_that_has_reported_can_still_be_asked(started):
+    worker, client = started
+    number = worker.pid
+    assert worker.is_alive()
+    client.close()
+    worker.join(PATIENCE)
+    worker.report()
+    assert not worker.is_alive()
+    worker.join(PATIENCE)
+    worker.kill()
+    worker.break_off("too late")
+    assert worker.pid == number
+
+
+def test_waiting_for_one_does_not_keep_others_from_asking(started, in_thread):
+    worker, client = started
+    waiting = in_thread(worker.join, PATIENCE)
+    assert in_thread(worker.is_alive).result()
+    client.close()
+    waiting.result()
+    assert not worker.is_alive()
+
+
+def test_server_has_let_go_of_a_worker_before_it_reports(server, connect, monkeypatch):
+    """Other threads look at the server's list, and a process that has been reported is gone."""
+    monkeypatch.setattr("server.HOUSEKEEPING", 0.05)
+    running, seen, reported = server(server_options={"processes": True}), [], threading.Event()
+
+    def report(worker):
+        seen.append(worker in running.server._workers)
+        reported.set()
+        return original(worker)
+
+    original = ProcessWorker.report
+    monkeypatch.setattr(ProcessWorker, "report", report)
+    peer = connect(running.address)
+    peer.send(ConfigFile("null"), make_header())
+    peer.send_close()
+    assert peer.receive() == []
+    assert reported.wait(PATIENCE)
+    assert seen == [False]
+
+
+def test_conversions_that_have_ended_are_forgotten(server, tmp_path):
+    running = server(save_data=True)
+    (tmp_path / "saved" / "2026-01-02_03-04-05_session-9.mrdpart").write_bytes(
+        bytes_of(ConfigFile("null"), make_header("crashed"), make_acquisition())
+    )
+    running.server._finish_leftovers()
+    assert len(running.server._conversions) == 1
+    for thread in threading.enumerate():
+        if thread.name == "leftovers":
+            thread.join(PATIENCE)
+    assert running.server._conversions == []
+
+
+def test_leftovers_that_cannot_be_converted_now_do_not_end_the_server(server, connect, tmp_path, monkeypatch, caplog):
+    running = server(save_data=True)
+    left = tmp_path / "saved" / "2026-01-02_03-04-05_session-9.mrdpart"
+    left.touch()
+
+    def refuse(*arguments):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("server.Conversion", refuse)
+    running.server._finish_leftovers()
+    assert "cannot be converted now: [Errno 24] Too many open files" in caplog.text
+    left.unlink()
