@@ -378,7 +378,8 @@ def _execute(
     """Run a process to its end and return its exit status; whatever happens, its process group is gone afterwards."""
     try:
         process = subprocess.Popen(
-            arguments, cwd=folder, env=environment, bufsize=0, start_new_session=True,
+            arguments if folder is None else [*_leash(), *arguments],  # questions are short
+            cwd=folder, env=environment, bufsize=0, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
     except OSError as error:
@@ -412,6 +413,17 @@ def _execute(
         if process.returncode is None:
             logger.error("process %d of bart %s does not die", process.pid, arguments[1])
         process.stdout.close()
+
+
+@functools.cache
+def _leash() -> tuple[str, ...]:
+    """Words before a command that let the system kill it when whoever started it is killed; none where it cannot."""
+    words = (shutil.which("setpriv") or "", "--pdeathsig", "KILL")
+    try:
+        subprocess.run([*words, "true"], check=True, capture_output=True, timeout=_PROBE_TIMEOUT)
+    except (OSError, subprocess.SubprocessError):  # not Linux, or older than util-linux 2.33
+        return ()
+    return words
 
 
 def _kill_group(group: int) -> None:

@@ -20,7 +20,7 @@ from constants import MRD_LOGGING_ERROR, MRD_LOGGING_WARNING, MessageId
 from debugarrays import DebugArrays
 from jsonparameters import is_json, parse_parameters
 from limits import MIB, Limits
-from logs import enter_session, log_summary
+from logs import current_session, enter_session, log_summary
 from module_loader import ModuleLoader, Process
 from mrdheader import parse_header
 from recorder import DEFAULT_FOLDER, HoldBack, Recorder
@@ -139,6 +139,7 @@ class Session:
     def run(self) -> None:
         """Serve the peer. Whatever happens is reported to it and logged, and ends with CLOSE and a closed socket."""
         connection = self._connection
+        outside = current_session()
         enter_session(self.name)
         try:
             try:
@@ -148,6 +149,7 @@ class Session:
             self._fall_back()  # out here, since the exception would keep the module's arrays
         finally:
             with contextlib.ExitStack() as ending:  # in reverse order, and all of it
+                ending.callback(enter_session, outside)
                 ending.callback(self._end)
                 if self._recorder is not None:
                     ending.callback(self._recorder.finish)

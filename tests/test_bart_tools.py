@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -350,6 +352,19 @@ def test_the_time_limit_ends_a_hanging_bart(fake, scratch, tmp_path):
     assert time.monotonic() - begin < 2
     assert wait_until(lambda: not is_alive(int((tmp_path / "child").read_text())))
     assert not list(scratch.iterdir())
+
+
+def test_bart_does_not_outlive_a_server_that_is_killed(fake, tmp_path):
+    bart = fake(f'echo $$ > "{tmp_path}/pid"\nexec sleep 600\n')
+    source = f"import bart_tools as bt; bt.run(bt.find_bart({str(bart.path)!r}), 'pics')"
+    server = subprocess.Popen([sys.executable, "-c", source], cwd=Path(bt.__file__).parent)
+    pid = tmp_path / "pid"
+    assert wait_until(lambda: pid.is_file() and pid.read_text().strip(), 20)
+    server.kill()
+    server.wait()
+    assert wait_until(lambda: not is_alive(int(pid.read_text())))
+    bt._sweep(bt.RAM_DISK)  # as the next command does
+    assert not list(bt.RAM_DISK.glob(f"mrd-bart-{server.pid}-*"))
 
 
 def test_children_left_by_an_ended_bart_are_killed(fake, scratch, tmp_path):

@@ -170,7 +170,7 @@ def test_unreadable_attributes_do_not_cost_the_image(attributes, caplog):
     assert message.content.data.tobytes() == b"abcd"
     assert message.content.meta["UnreadableAttributes"] == attributes
     assert "boom" not in str(message.content.meta.get("a"))
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert not caplog.records  # who receives images says it once: a session of them would flood the log
 
 
 def test_unreadable_attributes_can_be_sent_on():

@@ -63,8 +63,9 @@ def test_consumer_that_stops_early_ends_all_links(no_leaks):
     assert closed.wait(PATIENCE)
 
 
-def test_module_that_fails_while_its_thread_waits_for_a_silent_peer_ends(server, connect, tmp_path):
+def test_module_that_fails_while_its_thread_waits_for_a_silent_peer_ends(server, connect, tmp_path, monkeypatch):
     """The error reaches the client at once; the thread ends with the connection."""
+    monkeypatch.setattr("session.DRAIN_WAIT", 0.2)
     source = """
 from pipeline import threaded
 def process(connection, config, metadata):

@@ -23,7 +23,7 @@ def scans(tmp_path_factory):
 
 @pytest.mark.parametrize("options", [[], ["--processes"]], ids=["threads", "processes"])
 def test_a_short_soak_has_no_problems(tmp_path, options):
-    command = [sys.executable, str(soak.PROJECT / "reliability" / "soak.py"), "--clients", "4", "--minutes", "0.16"]
+    command = [sys.executable, str(soak.PROJECT / "reliability" / "soak.py"), "--clients", "4", "--minutes", "0.08"]
     command += ["--pause", "0.3", "--plot", str(tmp_path / "soak.png"), *options]
     done = subprocess.run(command, text=True, capture_output=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
