@@ -1,6 +1,6 @@
 """Iterative spiral reconstruction through BART: coil maps by `nlinv`, frames by `pics`.
 
-Arrays have C order here, [frame, ..., arm, sample]; BART sees them through `bart_tools.on_axes`, without copies. Images
+Arrays have C order here, [frame, ..., arm, sample]; BART sees them through `cfl.on_axes`, without copies. Images
 are [..., row, column] in the scanner's orientation: BART is given -k, and so pixel (row, col) shows the object at
 x = -(col - N // 2), y = -(row - N // 2) pixels, for even and odd N alike.
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import bart_tools
 import coils
-from bart_tools import COIL_DIM, PHS1_DIM, PHS2_DIM, READ_DIM, TIME2_DIM, TIME_DIM, on_axes
+from cfl import COIL_DIM, PHS1_DIM, PHS2_DIM, READ_DIM, TIME2_DIM, TIME_DIM, on_axes
 from configuration import IterativeReconstruction
 from native import calibration
 from readouts import Readouts

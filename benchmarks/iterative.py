@@ -37,6 +37,7 @@ import physio  # noqa: E402
 import spiral_xdgrasp_recon  # noqa: E402
 from connection import Connection  # noqa: E402
 from mrdheader import parse_header  # noqa: E402
+from simulation.gridding import gridded  # noqa: E402
 from simulation.spiraldesign import SpiralDesign, design_spiral  # noqa: E402
 from simulation.spiralsimulation import Scan, Simulation, simulate  # noqa: E402
 from trajectory import write_metafile  # noqa: E402
@@ -215,22 +216,6 @@ def change(images: np.ndarray, truth: np.ndarray) -> float:
     """Correlation of what changes over the images with the true change."""
     one, other = images - images.mean(axis=0), truth - truth.mean(axis=0)
     return float((one * other).sum() / np.linalg.norm(one) / np.linalg.norm(other))
-
-
-def gridded(simulation: Simulation, groups: Iterable[Iterable[int]]) -> np.ndarray:
-    """Gridded images [group, row, column] of groups of readouts, combined with the true maps."""
-    trajectory, size = simulation.trajectory, simulation.truth.matrix
-    plan = nufft.ArmPlan(trajectory.cycles_per_fov(), (size, size), trajectory.weights)
-    maps = simulation.truth.maps()
-    maps = (maps / coils.rssq(maps)).astype(np.complex64)
-    samples = [trajectory.samples(acquisition) for acquisition in simulation.acquisitions()]
-    images = []
-    for group in groups:
-        grid = plan.zeros(len(maps))
-        for n in group:
-            plan.add_arm(grid, simulation.truth.column[n], samples[n])
-        images.append(np.abs(coils.combine(plan.image(grid), maps)) / max(len(group), 1))
-    return np.stack(images)
 
 
 def tfd_groups() -> list[range]:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from ismrmrd.serialization import ProtocolDeserializer, ProtocolSerializer
 
+import nufft
 from connection import Connection
 from dask_cluster import dask, dask_processes  # noqa: F401 - fixtures
 from limits import Limits
@@ -176,6 +177,17 @@ def join_threads_except(before: set[threading.Thread]) -> list[threading.Thread]
     for thread in started:
         thread.join(PATIENCE)
     return [thread for thread in started if thread.is_alive()]
+
+
+@pytest.fixture
+def cupy() -> Any:
+    """CuPy, for tests marked ``gpu``: these skip where it, or a GPU, is missing."""
+    module = pytest.importorskip("cupy")
+    try:
+        nufft.open_backend(0)
+    except nufft.GpuUnavailableError as error:
+        pytest.skip(str(error))
+    return module
 
 
 @pytest.fixture

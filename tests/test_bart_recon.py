@@ -8,6 +8,7 @@ import pytest
 
 import bart_recon
 import bart_tools
+import cfl
 import coils
 import configuration
 import readouts
@@ -80,8 +81,8 @@ def test_a_part_becomes_a_command(tmp_path, frames, scale, penalties, call):
     """Images come back in the order that the frames went in."""
     size = 5
     images = np.arange(np.prod(frames) * size * size).reshape(*frames, size, size).astype(np.complex64)
-    axes = (*bart_recon.FRAME_AXES[: len(frames)], bart_tools.PHS1_DIM, bart_tools.READ_DIM)
-    bart_tools.write_cfl(tmp_path / "made", bart_tools.on_axes(images, *axes))
+    axes = (*bart_recon.FRAME_AXES[: len(frames)], cfl.PHS1_DIM, cfl.READ_DIM)
+    cfl.write_cfl(tmp_path / "made", cfl.on_axes(images, *axes))
     copy = f"for e in hdr cfl; do cp {tmp_path}/made.$e out0.$e; done"
     folder = fake_bart(tmp_path / "fake", f'echo "$@" > {tmp_path}/call\n{copy}\n')
     part = Part(

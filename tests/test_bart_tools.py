@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import bart_tools as bt
+import cfl
 
 PROBE = '[ "$1" = version ] && { echo v0.9.00; echo CUDA=1; exit 0; }\n'
 HEADER = r"printf '# Dimensions\n4 2 1 1 1 1 1 1 1 1 1 1 1 1 1 1 \n' > out0.hdr" + "\n"
@@ -135,43 +136,43 @@ def test_something_else_named_bart_is_refused(tmp_path):
 # --- arrays
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_cfl_is_column_major_whatever_the_order(tmp_path, monkeypatch, order):
-    monkeypatch.setattr(bt, "_SLAB", 200)  # several slabs, some smaller than one index of the last axis
+    monkeypatch.setattr(cfl, "_SLAB", 200)  # several slabs, some smaller than one index of the last axis
     array = random_complex(np.random.default_rng(1), (5, 7, 3)).copy(order)
-    bt.write_cfl(tmp_path / "a", array)
+    cfl.write_cfl(tmp_path / "a", array)
     expected = b"".join(array[i, j, k].tobytes() for k in range(3) for j in range(7) for i in range(5))
     assert (tmp_path / "a.cfl").read_bytes() == expected
-    back = bt.read_cfl(tmp_path / "a")
+    back = cfl.read_cfl(tmp_path / "a")
     assert back.shape == (5, 7, 3) + (1,) * 13
     assert np.array_equal(back.reshape(5, 7, 3), array)
 
 
 def test_a_fortran_ordered_array_is_not_copied():
     array = np.zeros((4, 6, 5), np.complex64, order="F")
-    (slab,) = bt._slabs(array)
+    (slab,) = cfl._slabs(array)
     assert np.shares_memory(np.asfortranarray(slab, dtype=np.complex64), array)
     data = np.zeros((9, 2, 4), np.complex64)  # [time, coil, sample]
-    placed = bt.on_axes(data, bt.TIME_DIM, bt.COIL_DIM, bt.PHS1_DIM)
-    assert placed.shape == bt.dimensions({bt.PHS1_DIM: 4, bt.COIL_DIM: 2, bt.TIME_DIM: 9})
+    placed = cfl.on_axes(data, cfl.TIME_DIM, cfl.COIL_DIM, cfl.PHS1_DIM)
+    assert placed.shape == cfl.dimensions({cfl.PHS1_DIM: 4, cfl.COIL_DIM: 2, cfl.TIME_DIM: 9})
     assert placed.flags.f_contiguous
     assert np.shares_memory(placed, data)
 
 
 def test_real_and_double_arrays_are_converted(tmp_path):
     array = np.arange(6.0).reshape(2, 3)
-    bt.write_cfl(tmp_path / "a", array)
-    assert np.array_equal(bt.read_cfl(tmp_path / "a")[..., 0].reshape(2, 3), array)
+    cfl.write_cfl(tmp_path / "a", array)
+    assert np.array_equal(cfl.read_cfl(tmp_path / "a")[..., 0].reshape(2, 3), array)
 
 
 @pytest.mark.parametrize("axes", [(1,), (1, 1), (1, 16), (-1, 2)])
 def test_wrong_axes_are_named(axes):
     with pytest.raises(ValueError, match="BART axes"):
-        bt.on_axes(np.zeros((2, 3)), *axes)
+        cfl.on_axes(np.zeros((2, 3)), *axes)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (1,) * 17])
 def test_arrays_that_bart_has_not_are_refused(tmp_path, shape):
     with pytest.raises(ValueError, match="at most 16 dimensions"):
-        bt.write_cfl(tmp_path / "a", np.zeros(shape))
+        cfl.write_cfl(tmp_path / "a", np.zeros(shape))
 
 
 @pytest.mark.parametrize(
@@ -193,10 +194,10 @@ def test_headers_are_checked(tmp_path, header, size, message):
     (tmp_path / "a.hdr").write_text(header)
     (tmp_path / "a.cfl").write_bytes(bytes(size))
     if message is None:
-        assert bt.read_cfl(tmp_path / "a").shape[:2] == (2, 3)
+        assert cfl.read_cfl(tmp_path / "a").shape[:2] == (2, 3)
     else:
         with pytest.raises(bt.BartError, match=message):
-            bt.read_cfl(tmp_path / "a")
+            cfl.read_cfl(tmp_path / "a")
 
 
 # --- Debian's BART

@@ -175,14 +175,9 @@ def test_upsampling_keeps_empty_maps_and_refuses_fractions():
 
 
 @pytest.mark.gpu
-def test_gpu_does_the_same():
-    cupy = pytest.importorskip("cupy")
-    from nufft import GpuUnavailableError, open_backend, to_host
+def test_gpu_does_the_same(cupy):
+    from nufft import to_host
 
-    try:
-        open_backend(0)
-    except GpuUnavailableError as error:
-        pytest.skip(str(error))
     images, _, _ = make_phantom((61, 48), 5, noise=0.01)
     maps, combined = coils.inati(cupy.asarray(images))
 

@@ -7,7 +7,6 @@ import pytest
 
 import cgroups
 import memory
-import nufft
 
 MIB = 2**20
 
@@ -77,10 +76,5 @@ def test_a_shortage_names_the_numbers():
 
 
 @pytest.mark.gpu
-def test_memory_of_a_gpu():
-    pytest.importorskip("cupy")
-    try:
-        nufft.open_backend(0)
-    except nufft.GpuUnavailableError as error:
-        pytest.skip(str(error))
+def test_memory_of_a_gpu(cupy):
     assert MIB < memory.usable(0) < memory.free(0)

@@ -305,8 +305,7 @@ def test_memory_needed_is_what_is_taken(frames, arms, columns):
 
 
 @pytest.mark.gpu
-def test_the_gpu_gives_the_same_images():
-    pytest.importorskip("cupy")
+def test_the_gpu_gives_the_same_images(cupy):
     samples, coordinates, maps, _ = scan(frames=(3, 2), shape=(13, 12), arms=8)
     penalties = (Penalty(0, 0.05, False), Penalty(1, 0.05, True))
     on_cpu, on_gpu = (reconstruct(samples, coordinates, maps, penalties, iterations=20, gpu_device=n) for n in (-1, 0))

@@ -261,12 +261,7 @@ def test_gpu_number_beyond_the_last(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_gpu_does_the_same():
-    pytest.importorskip("cupy")
-    try:
-        nufft.open_backend(0)
-    except nufft.GpuUnavailableError as error:
-        pytest.skip(str(error))
+def test_gpu_does_the_same(cupy):
     rng = np.random.default_rng(7)
     shape, coords = (128, 127), random_coords(rng, (128, 127), 8, 500)
     data, image = random_complex(rng, 4, 8, 500), random_complex(rng, 4, *shape)

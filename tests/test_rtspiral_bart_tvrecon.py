@@ -19,7 +19,6 @@ import bart_tools
 import configuration
 import memory
 import native_recon
-import nufft
 import rtspiral_bart_tvrecon as tfd
 import solvers
 from conftest import PATIENCE
@@ -110,12 +109,7 @@ def test_the_native_solver_is_as_good_as_bart(reconstruct, simulation):
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_same(reconstruct):
-    pytest.importorskip("cupy")
-    try:
-        nufft.open_backend(0)
-    except nufft.GpuUnavailableError as missing:
-        pytest.skip(str(missing))
+def test_a_gpu_gives_the_same(cupy, reconstruct):
     client = reconstruct(backend="native", gpu_device=0, num_chunks=0)
     assert error(client.pixels, reconstruct(backend="native").pixels) < 0.005
     assert client.texts[0] == "INFO     computing with the native solver on the GPU 0"

@@ -8,14 +8,13 @@ import scipy.signal.windows
 
 import bart_recon
 import bart_tools
-import coils
 import configuration
 import memory
-import nufft
 import physio
 import solvers
 import spiral_xdgrasp_recon as xd
 from native import timekeeper
+from simulation.gridding import gridded
 from spiral_sessions import Client, change, configure, error, one_thread, small_scan, true_images
 
 SOURCES = ("ecg", "pilottone", "pilottone_derivative")
@@ -76,22 +75,6 @@ def bins_of(simulation, heads, binning=None, **reconstruction):
 
 def members(bins):
     return [bins.readouts[place][bins.weights[place] > 0] for place in np.ndindex(bins.counts.shape)]
-
-
-def gridded(simulation, groups):
-    """Each bin by itself, combined with the true maps [bin, row, column]."""
-    trajectory, size = simulation.trajectory, simulation.truth.matrix
-    plan = nufft.ArmPlan(trajectory.cycles_per_fov(), (size, size), trajectory.weights)
-    maps = simulation.truth.maps()
-    maps = (maps / coils.rssq(maps)).astype(np.complex64)
-    samples = [trajectory.samples(acquisition) for acquisition in simulation.acquisitions()]
-    images = []
-    for group in groups:
-        grid = plan.zeros(len(maps))
-        for n in group:
-            plan.add_arm(grid, simulation.truth.column[n], samples[n])
-        images.append(np.abs(coils.combine(plan.image(grid), maps)) / len(group))
-    return np.stack(images)
 
 
 # --- bins
