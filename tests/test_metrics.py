@@ -125,7 +125,8 @@ def test_server_counts_its_sessions(tmp_path, mode, connect):
         for config in ("null", "failing", *(["dying"] if mode else [])):
             client.run(client.ClientOptions(source, port=running.port, config=config, output=tmp_path / "out.h5"))
         waiting = connect(("127.0.0.1", running.port))  # a further connection makes the server look after the others
-        waiting.send(ConfigFile("null"), make_header())
+        waiting.send(ConfigFile("null"), make_header(), make_acquisition())
+        running.wait_for(f"session-{3 + len(mode)}  config 'null' runs")
         running.wait_for("session-2  ended")
         if mode:
             running.wait_for("session-3  ended, killed: by signal 9 (SIGKILL)")
