@@ -277,13 +277,13 @@ def gridded(kept: Kept, metadata: Any, folders: tuple[Path, ...]) -> Iterator[is
     before = kept.arms_before
     for index, (_, arms) in enumerate(sorted(slices.items()), start=1):
         grid = plan.zeros(len(arms[0].samples))
-        for readout in arms:
+        for readout in (each for each in arms if each.usable):
             plan.add_arm(grid, (readout.column + before) % plan.arms, readout.samples)
         yield scan.image(to_pixels(coils.rssq(plan.image(grid))), arms[len(arms) // 2].head, index)
 
 
 def transformed(kept: Kept, metadata: Any) -> Iterator[ismrmrd.Image]:
-    """Images as `simplefft` makes them, on one scale."""
+    """Images as `simplefft` makes them, on one scale, with zeros for samples that are no numbers."""
     import cartesian
     import mrdhelper
     import simplefft
@@ -292,6 +292,8 @@ def transformed(kept: Kept, metadata: Any) -> Iterator[ismrmrd.Image]:
     to_pixels = spiral.SeriesScale(metadata, logger.debug)
     index = 0
     usable = _usable(kept, lambda each: each.data.shape[0])
+    for each in usable:
+        np.nan_to_num(each.data, copy=False, nan=0, posinf=0, neginf=0)
     for plane in cartesian.sort_readouts(usable, metadata, logger.debug):
         for head, pixels in zip(plane.heads, simplefft.reconstruct(plane), strict=True):
             index += 1
@@ -301,15 +303,7 @@ def transformed(kept: Kept, metadata: Any) -> Iterator[ismrmrd.Image]:
 
 
 def _usable(kept: Kept, shape: Callable[[ismrmrd.Acquisition], Any]) -> list[ismrmrd.Acquisition]:
-    """Readouts without those imaging ones that are unlike most, and with zeros for what is no number.
-
-    One of them may be what made the module fail.
-    """
+    """Readouts without those imaging ones that are unlike most: one of them may be what made the module fail."""
     readouts = [item for item in kept if isinstance(item, ismrmrd.Acquisition)]
     most_common, _ = Counter(shape(each) for each in readouts if is_imaging(each)).most_common(1)[0]
-    usable = [each for each in readouts if not is_imaging(each) or shape(each) == most_common]
-    for each in usable:
-        broken = ~np.isfinite(each.data)
-        if broken.any():
-            each.data[broken] = 0
-    return usable
+    return [each for each in readouts if not is_imaging(each) or shape(each) == most_common]

@@ -37,7 +37,9 @@ class Readouts:
     slice
         Number of the slice.
     samples
-        complex64 [readout, coil, sample].
+        complex64 [readout, coil, sample]; zeros for those that are not usable.
+    usable
+        Whether each readout is a measurement, see `outliers` [readouts].
     columns, numbers
         Arm of the trajectory, and number in the scan, of all slices together, of each readout [readouts].
     heads
@@ -52,6 +54,7 @@ class Readouts:
         self._first = first
         self.slice = int(first.head.idx.slice)
         self._rows = np.empty((FIRST_ROWS, *first.samples.shape), np.complex64)
+        self.usable: list[bool] = []
         self.columns: list[int] = []
         self.numbers: list[int] = []
         self.heads: list[ismrmrd.AcquisitionHeader] = []
@@ -72,7 +75,7 @@ class Readouts:
         Raises
         ------
         DataError
-            It has other coils or another orientation than the first, or holds NaN or infinity.
+            It has other coils or another orientation than the first.
         """
         first = self._first
         if readout.samples.shape != first.samples.shape:
@@ -85,11 +88,10 @@ class Readouts:
                 f"readout {readout.head.scan_counter} has another orientation than the first of slice {self.slice}: "
                 "within a slice it must stay"
             )
-        if not np.isfinite(readout.samples).all():  # one would make all images of its part black
-            raise DataError(f"readout {readout.head.scan_counter} holds samples that are no numbers")
         if len(self) == len(self._rows):  # in place where the system can remap memory: no second copy
             self._rows.resize((len(self) + max(FIRST_ROWS, len(self) // 8), *first.samples.shape), refcheck=False)
         self._rows[len(self)] = readout.samples
+        self.usable.append(readout.usable)
         self.columns.append(readout.column)
         self.numbers.append(readout.number)
         self.heads.append(readout.head)
@@ -139,8 +141,8 @@ def prepare_each(
     refused: list[tuple[int, ValueError]] = []
     for readouts in slices:
         try:
-            if not any(samples.any() for samples in readouts.samples):
-                raise DataError(f"all samples of the {len(readouts)} imaging readouts are zero")
+            if not any(readouts.usable):
+                raise DataError(f"none of the {len(readouts)} imaging readouts can be used")
             prepared.append(prepare(readouts))
         except (DataError, SampleError, PhysioError) as error:
             logger.warning("Slice %d cannot be reconstructed: %s", readouts.slice, error)
@@ -172,19 +174,22 @@ def data_scale(readouts: Readouts, maps: NDArray[Any], arms_per_frame: int, fram
     arms_per_frame
         Readouts of a frame.
     frames
-        Which frames to look at; of many, `SCALE_FRAMES` evenly spread ones.
+        Which frames to look at: if there are any, only those whose readouts are all usable; of many, `SCALE_FRAMES`
+        evenly spread ones.
 
     Raises
     ------
     conditioning.SampleError
         The data are zero, or not finite.
     """
-    frames = frames[:: -(-len(frames) // SCALE_FRAMES)]
     numbers = np.add.outer(arms_per_frame * np.array(frames), np.arange(arms_per_frame))
+    complete = np.array(readouts.usable)[numbers].all(axis=1)
+    numbers = numbers[complete] if complete.any() else numbers
+    numbers = numbers[:: -(-len(numbers) // SCALE_FRAMES)]
     used, arms = np.unique(np.array(readouts.columns)[numbers], return_inverse=True)
     plan = nufft.ArmPlan(readouts.coordinates[used], maps.shape[1:])
     grid = plan.zeros(len(maps))
-    magnitudes = np.empty((len(frames), *maps.shape[1:]), np.float32)
+    magnitudes = np.empty((len(numbers), *maps.shape[1:]), np.float32)
     for number, arm, magnitude in zip(numbers, arms.reshape(numbers.shape), magnitudes, strict=True):
         grid.fill(0)
         for n, a in zip(number, arm, strict=True):
@@ -192,5 +197,5 @@ def data_scale(readouts: Readouts, maps: NDArray[Any], arms_per_frame: int, fram
         magnitude[:] = np.abs(coils.combine(plan.image(grid), maps))
     magnitudes /= np.sqrt(maps[0].size)  # BART's transform is a unitary one
     scale = robust_scale(magnitudes)
-    logger.info("Data scale %g, from %d frames", scale, len(frames))
+    logger.info("Data scale %g, from %d frames", scale, len(numbers))
     return scale

@@ -2,12 +2,12 @@
 
 Minimises, over the frames x of a part of the scan,
 
-    1/2 ||E x - y||^2 + weight * ||D_t x||,
+    1/2 ||W (E x - y)||^2 + weight * ||D_t x||,
 
-E: coil maps and non-uniform Fourier transform of each frame's own arms; D_t: difference from frame to frame. By the
-solver of this server, or by BART, whose norm is, pixel by pixel, taken over all frames of a part, and whose last frame
-is followed by the first. Settings: ``configs/rtspiral_bart_tvrecon_config.toml``, read for each scan. See
-``doc/tfd.md``.
+E: coil maps and non-uniform Fourier transform of each frame's own arms; W: 0 for readouts that are no measurement (see
+`outliers`), else 1; D_t: difference from frame to frame. By the solver of this server, or by BART, whose norm is, pixel
+by pixel, taken over all frames of a part, and whose last frame is followed by the first. Settings:
+``configs/rtspiral_bart_tvrecon_config.toml``, read for each scan. See ``doc/tfd.md``.
 
 Reference: Lim et al., Magn Reson Med 2019;81:234, doi 10.1002/mrm.27393 (temporal finite differences, spirals).
 """
@@ -86,24 +86,25 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class Movie:
-    """A slice, and the chunks in which it is reconstructed."""
+    """A slice, the chunks in which it is reconstructed, and how many of its frames have no usable readout."""
 
     readouts: Readouts
     chunks: tuple[Chunk, ...]
+    empty: int
 
     @property
     def frames(self) -> int:
         """Number of frames."""
-        return self.chunks[-1].kept.stop
+        return sum(len(chunk.kept) for chunk in self.chunks)
 
 
 def divide(readouts: Readouts, solver: solvers.Solver, options: configuration.TfdReconstruction) -> Movie:
-    """Divide the frames of a slice into chunks: those asked for, or as many as there are.
+    """Divide the frames of a slice into chunks: those asked for, or as many as there are, where there are data.
 
     Raises
     ------
     DataError
-        The readouts do not make one frame.
+        The readouts do not make one frame, or no readout of any frame is usable.
     memory.ShortageError
         Not even a single frame with its neighbours fits into the memory.
     """
@@ -112,7 +113,11 @@ def divide(readouts: Readouts, solver: solvers.Solver, options: configuration.Tf
         raise DataError(f"{len(readouts)} readouts are fewer than the {options.arms_per_frame} of one frame")
     frames = min(available, options.num_recon_frames)
     count = options.num_chunks or chunks_that_fit(solver, readouts, frames, options)
-    return Movie(readouts, tuple(split(frames, count, solver.overlap)))
+    with_data = np.reshape(readouts.usable[: frames * options.arms_per_frame], (frames, -1)).any(axis=1)
+    chunks = tuple(one for one in split(frames, count, solver.overlap) if with_data[one.kept].any())
+    if not chunks:
+        raise DataError(f"none of the readouts of its {frames} frames can be used")
+    return Movie(readouts, chunks, empty=int(np.count_nonzero(~with_data)))
 
 
 def describe(
@@ -127,13 +132,17 @@ def describe(
         each = " of a slice at most" if slices else ""
         asked = f"num_recon_frames = {options.num_recon_frames}"
         warn(f"the scan has {most} frames{each}, fewer than {asked}: all are made")
+    if empty := sum(movie.empty for movie in movies):
+        warn(f"{empty} frame(s) have no usable readout and come from their neighbours; parts of them are not made")
 
 
 def room_for(movies: Sequence[Movie]) -> float:
     """How much brighter than the first slice another one may be, by its samples; 1 when none is."""
     if len(movies) == 1:
         return 1.0
-    first, *others = (float(np.linalg.norm(movie.readouts.samples) / len(movie.readouts) ** 0.5) for movie in movies)
+    first, *others = (
+        float(np.linalg.norm(movie.readouts.samples) / sum(movie.readouts.usable) ** 0.5) for movie in movies
+    )
     return max(1.0, *(other / first for other in others)) if first > 0 else 1.0
 
 
@@ -191,6 +200,7 @@ def part_of(
     arms = options.arms_per_frame
     numbers = slice(chunk.frames.start * arms, chunk.frames.stop * arms)
     shape = (len(chunk.frames), arms)
+    usable = np.reshape(readouts.usable[numbers], shape)
     return solvers.Part(
         samples=readouts.samples[numbers].reshape(*shape, *readouts.samples.shape[1:]),
         coordinates=readouts.coordinates[np.reshape(readouts.columns[numbers], shape)],
@@ -199,6 +209,7 @@ def part_of(
         iterations=options.num_iter,
         columns=len(readouts.coordinates),
         scale=scale,
+        weights=None if usable.all() else usable.astype(np.float32),
     )
 
 

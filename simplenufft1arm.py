@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 WAITING_BYTES = 128 << 20  # of readouts that may wait while the reconstruction is busy; then the sender has to wait
 FRAMES_WAITING = 64
+USABLE_PART = 0.5  # of the readouts of a frame, at least; else it is not made
 
 
 def prepare(config: Any, metadata: Any) -> None:
@@ -74,7 +75,8 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
         connection.send_image(scan.image(to_pixels(frame.pixels), frame.head, index, frame.attributes(scan.ledger)))
         scan.ledger.sent(frame.arrival)
     if index == 0:
-        warn(f"no image was made: {scan.ledger.received} imaging readouts came, fewer than one frame of a slice takes")
+        received = scan.ledger.received
+        warn(f"no image was made: {received} imaging readouts came, fewer usable ones than one frame of a slice takes")
     spiral.to_client(connection, constants.MRD_LOGGING_INFO)(scan.ledger.summary())
 
 
@@ -129,19 +131,25 @@ class Slice:
         self.orientation = first.orientation
         self._plan = plan
         self._window = SlidingWindow(plan, first.samples.shape[0], length, shift)
-        self._heads: deque[ismrmrd.AcquisitionHeader] = deque(maxlen=length)
+        self._arms: deque[tuple[ismrmrd.AcquisitionHeader, bool]] = deque(maxlen=length)  # and whether usable
         self._adaptive = adaptive
         self._maps: Any = None
 
-    def add(self, readout: spiral.SpiralReadout) -> tuple[NDArray[Any], ismrmrd.AcquisitionHeader] | None:
-        """Grid a readout; returns image and header of the frame that it completes, if it does."""
-        self._heads.append(readout.head)
-        grid = self._window.add(readout.column, readout.samples)
-        if grid is None:
-            return None
+    def add(self, readout: spiral.SpiralReadout) -> Any | None:
+        """Grid a readout; returns the grid of the frame that it completes, if it does."""
+        self._arms.append((readout.head, readout.usable))
+        return self._window.add(readout.column, readout.samples if readout.usable else None)
+
+    @property
+    def usable_part(self) -> float:
+        """Part of the latest arms, those of one frame, that are usable."""
+        return sum(usable for _, usable in self._arms) / len(self._arms)
+
+    def frame(self, grid: Any) -> tuple[NDArray[Any], ismrmrd.AcquisitionHeader]:
+        """Image of a frame from its grid, as bright as with all its arms, and the header of its middle readout."""
         with self._plan.device():
-            pixels = self._combine(self._plan.image(grid))
-        return nufft.to_host(pixels), self._heads[len(self._heads) // 2]
+            pixels = self._combine(self._plan.image(grid)) / self.usable_part
+        return nufft.to_host(pixels), self._arms[len(self._arms) // 2][0]
 
     def _combine(self, images: Any) -> Any:
         """Combine coil images [coil, row, column]."""
@@ -149,17 +157,14 @@ class Slice:
             return coils.rssq(images)
         if self._maps is not None:
             return coils.combine(images, self._maps)
-        maps, combined = coils.inati(images)
-        # Maps of an image without signal, or with broken samples, would spoil all later ones.
-        if 0 < float(abs(combined).sum()) < math.inf:
-            self._maps = maps
+        self._maps, combined = coils.inati(images)
         return combined
 
 
 def reconstruct(
     readouts: Iterable[spiral.SpiralReadout], scan: spiral.SpiralScan, settings: ViewSharingReconstruction
 ) -> Iterator[Frame]:
-    """Grid each arm when it comes, and yield each frame with its last arm.
+    """Grid each arm when it comes, and yield each frame with its last arm, if enough of them are usable.
 
     Parameters
     ----------
@@ -180,6 +185,7 @@ def reconstruct(
         length = shift = scan.nominal.interleaves
     plan_of = functools.lru_cache(maxsize=8)(functools.partial(plan_for, scan, settings))
     slices: dict[int, Slice] = {}
+    dropped = 0
     for readout in readouts:
         scan.ledger.begin(readout.arrival, mrdhelper.ticks_to_seconds(readout.head.acquisition_time_stamp))
         number = readout.head.idx.slice
@@ -188,10 +194,14 @@ def reconstruct(
             plan = plan_of(scan.trajectory_of(readout))
             check_memory(plan, readout.samples.shape[0], length, shift, len(slices | {number: here}))
             here = slices[number] = Slice(plan, readout, length, shift, settings.coil_combine == "adaptive")
-        frame = here.add(readout)
-        if frame is not None:
+        grid = here.add(readout)
+        if grid is not None and here.usable_part < USABLE_PART:
+            dropped += 1
+        elif grid is not None:
             moment = time.time() - (scan.ledger.now() - readout.arrival)
-            yield Frame(*frame, arrival=readout.arrival, arrival_time=moment)
+            yield Frame(*here.frame(grid), arrival=readout.arrival, arrival_time=moment)
+    if dropped:
+        scan.warn(f"{dropped} frame(s) were not made: fewer than half of their readouts could be used")
 
 
 def check_memory(plan: nufft.ArmPlan, coil_count: int, length: int, shift: int, slice_count: int) -> None:

@@ -73,13 +73,13 @@ class SlidingWindow:
         arm
             Which arm of the trajectory it is.
         data
-            Samples [coil, samples].
+            Samples [coil, samples]; None: the arm only keeps its place.
         """
         # Here and not after a frame, so that a frame need not wait for it.
         with self._plan.device():
             self._drop()
         used = self._count % self._shift < self._length
-        if used:
+        if used and data is not None:
             self._plan.add_arm(self._open, arm, data)
         self._count += 1
         if not used:

@@ -17,6 +17,7 @@ import mrdhelper
 import trajectory
 from configuration import SpiralConfig
 from latency import LatencyLedger
+from outliers import OutlierFilter
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class SpiralReadout:
         Its header.
     arrival
         When it arrived, on the clock of the scan's ledger [s].
+    usable
+        Whether it is a measurement, see `outliers`; else it only keeps its place, and its samples are zeros.
     """
 
     samples: NDArray[np.complex64]
@@ -47,6 +50,7 @@ class SpiralReadout:
     number: int
     head: ismrmrd.AcquisitionHeader
     arrival: float
+    usable: bool = True
 
     @property
     def orientation(self) -> tuple[float, ...]:
@@ -84,7 +88,7 @@ class SpiralScan:
         self._config = config.reconstruction
         self._keep_waveforms = keep_waveforms
         self._header = header
-        self._warn = warn
+        self.warn = warn
         self.nominal = load_nominal(config, header)
         self.response = None
         if self._config.apply_girf:
@@ -101,10 +105,12 @@ class SpiralScan:
         trajectory.log_gap(gap)
         self._gaps += 1
         if self._gaps == 1:
-            self._warn(f"{gap.missing} readouts are missing after scan counter {gap.after}; the log lists any further")
+            self.warn(f"{gap.missing} readouts are missing after scan counter {gap.after}; the log lists any further")
 
     def readouts(self, items: Iterable[Any]) -> Iterator[SpiralReadout]:
         """Yield the imaging readouts of a session; waveforms are kept in `waveforms`.
+
+        Those that are no measurement are not `usable`.
 
         Raises
         ------
@@ -112,7 +118,12 @@ class SpiralScan:
             A readout does not have the length that the metafile describes.
         TypeError
             An image came.
+        UnusableScanError
+            No readout is usable.
         """
+        return OutlierFilter(self.warn).marked(self._received(items))
+
+    def _received(self, items: Iterable[Any]) -> Iterator[SpiralReadout]:
         for item in items:
             if isinstance(item, ismrmrd.Waveform):
                 if self._keep_waveforms:
@@ -135,7 +146,7 @@ class SpiralScan:
                 arrival=self.ledger.arrived(),
             )
         if self._counter.missing:
-            self._warn(f"{self._counter.missing} readouts were missing in all")
+            self.warn(f"{self._counter.missing} readouts were missing in all")
 
     def trajectory_of(self, readout: SpiralReadout) -> trajectory.Trajectory:
         """Trajectory on the raster of the readouts, corrected for the readout's orientation where that is asked for."""
@@ -158,7 +169,7 @@ class SpiralScan:
         x, y, z = mrdhelper.recon_field_of_view(self._header) or (designed, designed, 0.0)
         if max(abs(x - designed), abs(y - designed)) > FOV_TOLERANCE * designed:
             if x or y:
-                self._warn(f"the header's field of view is {x:g} x {y:g} mm, the metafile's {designed:g} mm counts")
+                self.warn(f"the header's field of view is {x:g} x {y:g} mm, the metafile's {designed:g} mm counts")
             x = y = designed
         factor = self.matrix / self.nominal.matrix_size()  # of whole pixels, as the images have them
         return (factor * x, factor * y, z)

@@ -6,8 +6,9 @@ images x of all bins,
     1/2 ||W (E x - y)||^2 + lambda_resp ||D_resp x||_1 + lambda_card ||D_card x||_1,
 
 E: coil maps and non-uniform Fourier transform of each bin's own arms; D: differences to the next respiratory state and
-to the next cardiac phase, both cyclic; W: 0 for arms that only fill up a bin, else 1. By the solver of this server, or
-by BART. Settings: ``configs/spiral_xdgrasp_config.toml``, read for each scan. See ``doc/xdgrasp.md``.
+to the next cardiac phase, both cyclic; W: 0 for arms that only fill up a bin, else 1. Readouts that are no measurement
+(see `outliers`) are in no bin. By the solver of this server, or by BART. Settings:
+``configs/spiral_xdgrasp_config.toml``, read for each scan. See ``doc/xdgrasp.md``.
 
 Reference: Feng et al., Magn Reson Med 2016;75:775, doi 10.1002/mrm.25665 (extra dimensions in place of motion).
 """
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
-import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,7 +56,7 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
 
     slices = receive(scan, connection, settings.reconstruction.fov_oversampling)
     tr = repetition_time(metadata)
-    hearts = prepare_each(lambda one: (one, sort(one.heads, scan.waveforms, settings, tr, warn)), slices, warn)
+    hearts = prepare_each(lambda one: (one, sort(one, scan.waveforms, settings, tr, warn)), slices, warn)
     check_memory([bins for _, bins in hearts], scan.matrix)
     for readouts, bins in hearts:
         tell(describe(bins, readouts))
@@ -79,15 +79,15 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
 
 
 def sort(
-    heads: Iterable[ismrmrd.AcquisitionHeader], waveforms: Iterable[Any], settings: configuration.XdConfig,
-    tr: float | None, warn: Callable[[str], None],
+    readouts: Readouts, waveforms: Iterable[Any], settings: configuration.XdConfig, tr: float | None,
+    warn: Callable[[str], None],
 ) -> physio.BinTable:  # fmt: skip
     """Sort readouts into respiratory states and cardiac phases.
 
     Parameters
     ----------
-    heads
-        Of the readouts of one slice, in the order of acquisition.
+    readouts
+        Of one slice, in the order of acquisition; those that are not usable are in no bin.
     waveforms
         Of any kind, in any order.
     settings
@@ -103,7 +103,7 @@ def sort(
         The waveforms do not give what is asked for.
     """
     binning, discard = settings.binning, settings.reconstruction
-    stamps, counters = zip(*((head.acquisition_time_stamp, head.scan_counter) for head in heads), strict=True)
+    stamps, counters = zip(*((one.acquisition_time_stamp, one.scan_counter) for one in readouts.heads), strict=True)
     # What is between two readouts of a slice when slices take turns is not missing: its TR is so many times as long.
     turns = max(int(np.median(np.diff(counters))), 1) if len(counters) > 1 else 1
     raster = physio.readout_raster(np.array(stamps), np.array(counters) // turns, tr and tr * turns, warn)
@@ -113,7 +113,7 @@ def sort(
     respiratory = physio.respiratory_bins(amplitude, binning.n_respiratory_bins, binning.resp_discard, raster.tr)
     keep = physio.arm_discard(discard.arm_discard_pre, discard.arm_discard_post, raster.tr, raster.size)
     table = physio.bin_table(
-        np.where(keep, respiratory, physio.NO_BIN)[raster.index],
+        np.where(readouts.usable, np.where(keep, respiratory, physio.NO_BIN)[raster.index], physio.NO_BIN),
         np.where(keep, cardiac, physio.NO_BIN)[raster.index],
         binning.n_respiratory_bins,
         binning.n_cardiac_bins,

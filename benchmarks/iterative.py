@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ismrmrd
@@ -236,7 +237,8 @@ def xd_bins(simulation: Simulation) -> physio.BinTable:
     settings = configuration.from_mapping(
         configuration.XdConfig, {"reconstruction": XD_SETTINGS, "binning": XD_BINNING}, "benchmark"
     )
-    return spiral_xdgrasp_recon.sort(heads, list(simulation.waveforms()), settings, simulation.scan.tr, print)
+    readouts = SimpleNamespace(heads=heads, usable=[True] * len(heads))
+    return spiral_xdgrasp_recon.sort(readouts, list(simulation.waveforms()), settings, simulation.scan.tr, print)
 
 
 def members(bins: physio.BinTable) -> list[np.ndarray]:

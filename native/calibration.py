@@ -50,7 +50,7 @@ CG_STEPS, CG_TOLERANCE = 30, 0.1
 
 
 def central_samples(readouts: Readouts) -> tuple[NDArray[np.floating], NDArray[np.complexfloating]]:
-    """Centre of k-space of readouts in the middle of the scan.
+    """Centre of k-space of usable readouts in the middle of the scan.
 
     Returns
     -------
@@ -64,13 +64,14 @@ def central_samples(readouts: Readouts) -> tuple[NDArray[np.floating], NDArray[n
     DataError
         No sample lies there.
     """
-    count = min(ARMS, len(readouts))
-    start = (len(readouts) - count) // 2
-    arms = readouts.coordinates[readouts.columns[start : start + count]]
+    usable = np.flatnonzero(readouts.usable)
+    start = max(len(usable) - ARMS, 0) // 2
+    taken = usable[start : start + ARMS]
+    arms = readouts.coordinates[np.array(readouts.columns)[taken]]
     central = np.linalg.norm(arms, axis=-1).max(axis=0) < MATRIX / 2
     if not np.any(central):
         raise DataError(f"no sample lies within {MATRIX / 2:g} cycles per field of view")
-    return arms[:, central], readouts.samples[start : start + count][..., central]
+    return arms[:, central], readouts.samples[taken][..., central]
 
 
 def coil_maps(readouts: Readouts) -> NDArray[np.complex64]:

@@ -74,9 +74,9 @@ def test_slices_that_cannot_be_prepared_are_left_out(tmp_path):
         return one.slice
 
     assert readouts.prepare_each(prepare, slices, told.append) == [0]
-    zero = "all samples of the 4 imaging readouts are zero"
-    assert told == [f"slice 1 is left out: {zero}; 1 more, which the log lists"]
-    with pytest.raises(readouts.DataError, match=zero):
+    unusable = "none of the 4 imaging readouts can be used"
+    assert told == [f"slice 1 is left out: {unusable}; 1 more, which the log lists"]
+    with pytest.raises(readouts.DataError, match=unusable):
         readouts.prepare_each(prepare, slices[1:], told.append)
     assert len(told) == 1
 
@@ -98,7 +98,7 @@ def one_point(value):
     """Cartesian k-space of a single bright pixel in an 8 x 8 image."""
     k = np.mgrid[-4:4, -4:4].reshape(2, -1).T[np.newaxis].astype(float)
     samples = np.full((1, 1, 64), value, np.complex64)
-    return SimpleNamespace(coordinates=k, samples=samples, columns=[0])
+    return SimpleNamespace(coordinates=k, samples=samples, columns=[0], usable=[True])
 
 
 def test_data_scale_of_a_bright_point_is_the_maximum():

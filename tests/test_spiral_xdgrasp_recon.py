@@ -1,6 +1,7 @@
 """Dual temporal constraints: readouts in the right bins, images of bins against the truth, what is sent."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,9 +69,13 @@ def native(simulation):
     return run(simulation, backend="native")
 
 
+def all_usable(heads):
+    return SimpleNamespace(heads=heads, usable=[True] * len(heads))
+
+
 def bins_of(simulation, heads, binning=None, **reconstruction):
     settings = configuration_of(binning, **reconstruction)
-    return xd.sort(heads, list(simulation.waveforms()), settings, simulation.scan.tr, print)
+    return xd.sort(all_usable(heads), list(simulation.waveforms()), settings, simulation.scan.tr, print)
 
 
 def members(bins):
@@ -141,7 +146,7 @@ def test_seconds_at_both_ends_stay_out(simulation, heads):
 def test_the_client_is_warned_of_empty_bins(simulation, heads):
     told = []
     settings = configuration_of({"n_respiratory_bins": 12, "n_cardiac_bins": 20})
-    bins = xd.sort(heads, list(simulation.waveforms()), settings, None, told.append)
+    bins = xd.sort(all_usable(heads), list(simulation.waveforms()), settings, None, told.append)
     empty = (bins.counts == 0).sum()
     assert told == [f"{empty} of 240 bins have no readout: their images come from their neighbours alone"]
     assert xd.middle(bins, *np.argwhere(bins.counts == 0)[0]) == 0
