@@ -1,11 +1,11 @@
 """Readouts that are no measurement: found here, once for all spiral reconstructions, each of which leaves them out.
 
 Every arm of a spiral passes the centre of k-space, so that readouts of a slice that follow one another have nearly the
-same norm. A readout is left out when
+same norm (lines of a Cartesian scan do not: this is not for them). A readout is left out when
 
 - its samples are not finite;
 - all of them are zero, as when a readout that was lost is filled up: they would say that nothing is there;
-- it is a spark or a hiccup of the receiver: its norm is more than `BRIGHT` times the median of the `HISTORY` good ones
+- it is a spike, or a fault of the receiver: its norm is more than `BRIGHT` times the median of the `HISTORY` good ones
   before it in its slice, and the next ones are as before.
 
 Brightness that stays is the signal's own (a pause, another gain): `TOGETHER` bright readouts one after the other that
@@ -25,6 +25,7 @@ from statistics import median, median_low
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from spiral import SpiralReadout
@@ -35,9 +36,9 @@ logger = logging.getLogger(__name__)
 # the error of a view-sharing frame from 0.05 to 0.08.
 BRIGHT = 3.0
 HISTORY = 11
-TOGETHER = 5  # up to two sparks among the first ones are found
+TOGETHER = 5  # up to two spikes among the first ones are found
 
-NOT_FINITE, ZERO, SPARK = "not finite", "all zero", "far brighter than their neighbours"
+NOT_FINITE, ZERO, SPIKE = "not finite", "all zero", "far brighter than their neighbours"
 
 
 class UnusableScanError(ValueError):
@@ -123,7 +124,7 @@ class _Level:
     def add(self, readout: SpiralReadout) -> Iterator[SpiralReadout]:
         """Take the next readout; yield those that are judged now, in their order."""
         self.count += 1
-        norm = float(np.linalg.norm(readout.samples.astype(np.complex128)))  # single precision might overflow
+        norm = norm_of(readout.samples)
         if not is_sound(norm):
             readout = without_samples(readout)
         self._waiting.append((readout, norm))
@@ -139,7 +140,7 @@ class _Level:
                 self._report_change(self._waiting[0][0], median(bright) / median(self._norms))
                 self._norms.clear()
                 yield from self._judge(len(self._waiting), max(bright))
-            else:  # several sparks: the oldest is none of a new level
+            else:  # several spikes: the oldest is none of a new level
                 sound = [n for n, (_, each) in enumerate(self._waiting) if is_sound(each)]
                 yield from self._judge(sound[1], median(self._norms))
 
@@ -158,20 +159,27 @@ class _Level:
             elif norm == 0:
                 self._leave_out(readout, ZERO, "all its samples are zero")
             elif norm > BRIGHT * level:
-                self._leave_out(readout, SPARK, f"it is {norm / level:.0f} times as bright as its neighbours")
+                self._leave_out(readout, SPIKE, f"it is {norm / level:.0f} times as bright as its neighbours")
                 readout = without_samples(readout)
             else:
                 self._norms.append(norm)
             yield readout
 
 
+def norm_of(samples: NDArray[np.complex64]) -> float:
+    """Root of the sum of squares over coils and samples; not finite if one of them is not.
+
+    Not by `numpy.linalg.norm`: for so few samples, the threads of its library wait for each other far longer than they
+    compute. In double precision, as the squares of samples may exceed the range of single precision.
+    """
+    return math.sqrt(np.square(samples.view(np.float32), dtype=np.float64).sum())
+
+
 def is_sound(norm: float) -> bool:
-    """Tell from its norm whether a readout holds a signal at all."""
+    """Return whether a readout of this norm holds a signal."""
     return 0 < norm < math.inf
 
 
 def without_samples(readout: SpiralReadout) -> SpiralReadout:
     """Return a readout in its place, with zeros that take no memory."""
-    return dataclasses.replace(
-        readout, samples=np.broadcast_to(np.complex64(0), readout.samples.shape), usable=False
-    )
+    return dataclasses.replace(readout, samples=np.broadcast_to(np.complex64(0), readout.samples.shape), usable=False)

@@ -572,3 +572,15 @@ def test_client_of_a_process_keeps_the_images_and_fails(tmp_path):
     with MrdReader(tmp_path / "out.h5", "g1") as file:
         (image,) = file.images()
     assert correlation(pixels_of([image]), expected(header, readouts)) > 0.99
+
+
+def test_a_bad_readout_does_not_spoil_the_gridded_image(monkeypatch, simulation):
+    monkeypatch.setattr(fallback, "metafile_folders", lambda: (simulation.trajectory.file.parent,))
+    kept = Kept(1 << 30)
+    for number, item in enumerate(simulation.acquisitions()):
+        item.data[:] *= {0: 1e6, 40: 1e3}.get(number, 1)
+        if number == 20:
+            item.data[1, 9] = np.nan
+        kept.add(item)
+    (image,) = pixels_of(fallback.by_content(kept, simulation.header)[1])
+    assert correlation(image, plainly_gridded(simulation, list(simulation.acquisitions()), 0)) > 0.995

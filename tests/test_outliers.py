@@ -58,22 +58,12 @@ def test_one_bad_readout_is_found_and_told_wherever_it_is(value, place):
     assert total.startswith(f"1 of {COUNT} imaging readouts left out in all: 1 ")
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        (1000, 1000),
-        (1e6, 1000, np.nan),
-        (np.nan,) * 30,
-        (0,) * 30,
-        (1000, np.nan, np.nan, np.inf, 0, 0, np.nan, 1000, np.nan),
-        (1000,) * (TOGETHER - 1),
-        (1000, 30, 1e6, 200, 5000, 7e4, 900, 10, 1e5),  # many, but none like the one before
-    ],
-)
-@pytest.mark.parametrize("before", [0, 20])
-def test_several_bad_readouts_are_found(bad, before):
-    if before == 0 and sum(0 < level < np.inf for level in bad) > TOGETHER // 2:
-        pytest.skip("most of the first readouts decide")
+FEW = [(1000, 1000), (1e6, 1000, np.nan), (np.nan,) * 30, (0,) * 30, (1000, *[np.nan] * 9, 1000, 0)]
+MANY = [(1000,) * (TOGETHER - 1), (1000, 30, 1e6, 200, 5000, 7e4, 900, 10, 1e5)]  # none like the one before
+
+
+@pytest.mark.parametrize(("before", "bad"), [*((0, bad) for bad in FEW), *((20, bad) for bad in FEW + MANY)])
+def test_several_bad_readouts_are_found(before, bad):
     numbers, told = left_out([1.0] * before + list(bad) + STEADY)
     assert numbers == list(range(before, before + len(bad)))
     assert len(told) == 2
@@ -190,12 +180,18 @@ def view_sharing(simulation, bad, arms=ARMS_SHARED):
     return through(sharing, configuration.ViewSharingConfig, simulation, bad, reconstruction=table)
 
 
-@pytest.mark.parametrize("value", BAD)
-@pytest.mark.parametrize("place", [0, READOUTS // 2, READOUTS - 1])
-def test_a_view_sharing_movie_misses_one_arm(shared, value, place):
-    truth = true_images(shared, GROUPS_SHARED)
-    whole, client = view_sharing(shared, {}), view_sharing(shared, {place: value})
-    assert warnings_of(whole) == []
+@pytest.fixture(scope="module")
+def whole(shared):
+    client = view_sharing(shared, {})
+    assert warnings_of(client) == []
+    return client
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [*((0, value) for value in BAD), (READOUTS // 2, 1e3), (READOUTS - 1, np.nan)]
+)
+def test_a_view_sharing_movie_misses_one_arm(shared, whole, place, value):
+    truth, client = true_images(shared, GROUPS_SHARED), view_sharing(shared, {place: value})
     assert len(client.images) == len(GROUPS_SHARED)
     assert error(client.pixels, truth) < 1.1 * error(whole.pixels, truth)
     np.testing.assert_allclose(client.pixels.max(axis=(1, 2)), whole.pixels.max(axis=(1, 2)), rtol=0.03)
@@ -203,9 +199,9 @@ def test_a_view_sharing_movie_misses_one_arm(shared, value, place):
     assert f"readout {place + 1} is left out" in warnings_of(client)[0]
 
 
-def test_frames_with_few_usable_readouts_are_not_made(shared):
-    """Neither scale nor coil maps come from them: of 41 bad readouts at the start the fourth frame loses 5."""
-    whole, client = view_sharing(shared, {}), view_sharing(shared, dict.fromkeys(range(41), np.nan))
+def test_frames_with_few_usable_readouts_are_not_made(shared, whole):
+    """Neither scale nor coil maps come from them."""
+    client = view_sharing(shared, dict.fromkeys(range(41), np.nan))
     assert len(client.images) == len(whole.images) - 2
     assert "WARNING  2 frame(s) were not made: fewer than half of their readouts could be used" in client.texts
     assert error(client.pixels, true_images(shared, GROUPS_SHARED)[2:]) < 0.1
@@ -242,20 +238,19 @@ def differences(simulation, bad, backend="native", **settings):
 @pytest.mark.parametrize(
     ("backend", "bad"),
     [
-        ("native", {0: np.nan}),
         ("native", {0: 1e6}),
-        ("native", {56: 1e3}),
-        ("native", {ARMS * FRAMES - 1: np.inf}),
+        ("native", {56: np.nan}),
+        ("native", {ARMS * FRAMES - 1: 1e3}),
         ("bart", {0: np.nan, 56: 1e3, ARMS * FRAMES - 1: 1e6}),
     ],
 )
 def test_frames_of_temporal_differences_do_with_the_other_readouts(movie, backend, bad):
-    truth = true_images(movie, GROUPS)
-    client, whole = differences(movie, bad, backend), differences(movie, {}, backend)
-    assert error(client.pixels, truth) < 1.15 * error(whole.pixels, truth)
-    np.testing.assert_allclose(client.pixels.max(axis=(1, 2)), whole.pixels.max(axis=(1, 2)), rtol=0.1)
+    """Without any bad readout the error is 0.074 and 0.076."""
+    client, truth = differences(movie, bad, backend), true_images(movie, GROUPS)
+    assert error(client.pixels, truth) < 0.085
+    brightest = truth.max(axis=(1, 2)) * client.pixels.max() / truth.max()
+    np.testing.assert_allclose(client.pixels.max(axis=(1, 2)), brightest, rtol=0.1)
     assert len(warnings_of(client)) == 2
-    assert warnings_of(whole) == []
 
 
 @pytest.mark.parametrize("frame", [0, 8])
@@ -302,7 +297,7 @@ def test_bad_readouts_are_in_no_bin(heart):
 
 def test_scans_as_the_generator_makes_them_raise_no_alarm(tmp_path):
     for seed, scan in enumerate(({"slices": 3}, {"noise": 0.3}, {"dummies": 5, "noise_scan": True, "lost": 9})):
-        simulation = small_scan(tmp_path, readouts=600, coils=2, waveforms=False, seed=seed, **scan)
+        simulation = small_scan(tmp_path, readouts=300, coils=1, waveforms=False, seed=seed, **scan)
         told = []
         settings = configuration.TfdConfig((tmp_path,))
         list(tfd.spiral.SpiralScan(settings, simulation.header, told.append).readouts(simulation.items()))
