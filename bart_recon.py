@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NEWTON_STEPS = 13
+STEPS = "BART computes in steps of up to 10 iterations, and begins another one until more than num_iter are done"
 FRAME_AXES = (TIME_DIM, TIME2_DIM)  # BART's, of the axes of frames
 
 
@@ -63,10 +64,15 @@ class BartSolver:
         output_bytes: int | None = None,
     ) -> tuple[NDArray[np.complex64], ...]:  # fmt: skip
         """Run a command, on the GPU if there is one to use; as `bart_tools.run` otherwise."""
+
+        def report(progress: bart_tools.Progress) -> None:
+            # Coil maps come before a part: their time left says nothing about the part's.
+            self.reporter.report(str(progress), progress.remaining if command == "pics" else None)
+
         self.reporter.begin(f"BART {command}")
         return bart_tools.run(
             self.bart, command, [*(["-g"] if self.gpu_device >= 0 else []), *options], *inputs, outputs=outputs,
-            cancelled=self.reporter.check, progress=self.reporter.report, progress_interval=self.reporter.interval,
+            cancelled=self.reporter.check, progress=report, progress_interval=self.reporter.interval,
             gpu_device=self.gpu_device, output_bytes=output_bytes,
         )  # fmt: skip
 
@@ -144,12 +150,13 @@ class BartSolver:
         files = images + data * (coils + 3)  # the trajectory has three complex numbers for each sample
         return 32 * 2**20 + images * (20 + 9 * coils) + 2 * data * coils + files
 
-    def reconstruct(self, parts: Iterable[Part]) -> Iterator[NDArray[np.complex64]]:
-        """Yield the images [*frames, row, column] of each part, in their order.
+    def reconstruct(self, parts: Iterable[Part], count: int) -> Iterator[NDArray[np.complex64]]:
+        """Yield the images [*frames, row, column] of each of `count` parts, in their order.
 
         BART's differences are cyclic whatever the penalties say. With one axis, a pixel's differences are thresholded
         jointly; with two, each by itself.
         """
+        self.reporter.expect(count)
         for part in parts:
             options: list[str | float] = ["-m", "-e"]
             if part.scale is not None:
@@ -159,6 +166,7 @@ class BartSolver:
                 options += ["-R", f"T:{flag}:{flag if len(part.penalties) == 1 else 0}:{penalty.weight:.9g}"]
             options += ["-d", 4, "-i", part.iterations]
             yield self.pics(options, part.samples, part.coordinates, part.maps, part.weights)
+            self.reporter.next_part()
 
 
 def find_bart(settings: IterativeReconstruction) -> bart_tools.Bart:

@@ -141,19 +141,21 @@ def _ask(path: Path, *arguments: str) -> str:
 class Progress:
     """How far a command is; `str()` makes a line for the log and the client of it.
 
-    For `pics` with ADMM, iterations are the normal operators of its inner conjugate gradients: BART's `-i` limits them.
+    For `pics` with ADMM, iterations are the normal operators of its inner conjugate gradients, at most 10 in each step.
+    BART begins another step until more than `-i` are done: 1 to 9 all make 10 iterations, and 10 makes 20.
     """
 
     command: str
-    iteration: int  # done
+    iteration: int  # done; at the end of the command, what was really done
     total: int | None  # asked for with -i, None if it was not
     elapsed: float  # [s] since the command began
     remaining: float | None  # [s], from the time per iteration without the preparation; None if there is no total
 
     def __str__(self) -> str:
         of = "" if self.total is None else f" of {self.total}"
-        left = "" if self.remaining is None else f", about {self.remaining:.0f} s left"
-        return f"BART {self.command}: iteration {self.iteration}{of}, {self.elapsed:.0f} s elapsed{left}"
+        if self.total is not None and self.iteration > self.total:
+            of = f", more than the {self.total} asked for"
+        return f"BART {self.command}: iteration {self.iteration}{of}, {self.elapsed:.0f} s elapsed"
 
 
 class _Listener:
@@ -172,6 +174,7 @@ class _Listener:
         self._command, self._total, self._report, self._interval = command, total, report, interval
         self._begin = self._iterating_since = time.monotonic()
         self._next_report, self._admm, self._rest = 0.0, False, b""
+        self._unreported: int | None = None
 
     def feed(self, data: bytes) -> None:
         """Take in bytes as they come; only the start of an overlong line is kept."""
@@ -179,6 +182,11 @@ class _Listener:
         self._rest = rest[: 4 * _LINE]
         for line in lines:
             self._line(self._INVISIBLE.sub("", line[: 4 * _LINE].decode(errors="replace"))[:_LINE].rstrip())
+
+    def finish(self) -> None:
+        """Report the last iteration, as the command has ended well."""
+        if self._unreported is not None:
+            self._tell(self._unreported)
 
     def words(self) -> str:
         """BART's last words."""
@@ -197,12 +205,15 @@ class _Listener:
             self._progress(int(found[1]) + 1)
 
     def _progress(self, iteration: int) -> None:
-        now = time.monotonic()
-        if now < self._next_report:
-            return
-        self._next_report = now + self._interval
-        done = iteration if self._total is None else min(iteration, self._total)
-        left = (now - self._iterating_since) / done * (self._total - done) if self._total and done else None
+        self._unreported = iteration
+        if time.monotonic() >= self._next_report:
+            self._tell(iteration)
+
+    def _tell(self, done: int) -> None:
+        now, left = time.monotonic(), None
+        self._next_report, self._unreported = now + self._interval, None
+        if self._total and done:
+            left = (now - self._iterating_since) / done * max(self._total - done, 0)
         progress = Progress(self._command, done, self._total, now - self._begin, left)
         logger.info("%s", progress)
         if self._report:
@@ -230,8 +241,8 @@ def run(
     cancelled
         Event or function; once set or true, the command is killed, within about 0.2 s.
     progress
-        Called in this thread with a `Progress`, at most every `progress_interval` [s]. What it raises ends the command
-        and comes out of here.
+        Called in this thread with a `Progress`, at most every `progress_interval` [s] and once more at the end if there
+        was an iteration since. What it raises ends the command and comes out of here.
     gpu_device, threads
         The one GPU that BART sees, counted as this process sees them (-1: none); OMP_NUM_THREADS (None: as it is).
     timeout
@@ -265,6 +276,7 @@ def run(
         status = _execute(arguments, folder, environment, listener, stop, timeout)
         if status != 0:
             raise BartError(f"bart {command} {_ending(status)}: {listener.words()}{_space(folder)}")
+        listener.finish()
         try:
             return tuple(read_cfl(folder / output) for output in names)
         except BartError as error:

@@ -1,10 +1,11 @@
 """Runs the independent parts of a reconstruction: in this process, or on the workers of a Dask cluster.
 
-A part is a function of picklable arguments, which reports how far it is and ends early when reporting raises::
+A part is a function of picklable arguments, which reports how far it is, with the time left [s] where it can tell, and
+ends early when reporting raises::
 
     def reconstruct_part(part, report):  # defined at the top of a file that the workers have as well
         ...
-        report("iteration 3 of 30")
+        report("iteration 3 of 30", 9.0)
         return images
 
     for images in cluster.run(reconstruct_part, parts, tell, scheduler="tcp://host:8786"):
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import pickle
@@ -58,9 +60,9 @@ class ClusterError(RuntimeError):
 
 
 def run(
-    function: Callable[[Part, Callable[[str], Any]], Result],
+    function: Callable[[Part, Callable[..., Any]], Result],
     parts: Iterable[Part],
-    report: Callable[[str], Any],
+    report: Callable[..., Any],
     scheduler: str = "",
 ) -> Iterator[Result]:
     """Yield the function's results for the parts, in their order.
@@ -72,7 +74,8 @@ def run(
     parts
         Its arguments, picklable for a cluster; taken as there is room for them.
     report
-        Called with texts on how far the work is; what it raises ends the work, on the workers too.
+        Called as ``report(text, left, number=number)`` with the time left for a part [s] or None, and the number of the
+        part from 1; what it raises ends the work, on the workers too.
     scheduler
         Address of a Dask scheduler, such as ``tcp://host:8786``; empty: this process.
 
@@ -86,8 +89,8 @@ def run(
     if scheduler:
         yield from _run_on_cluster(function, parts, report, scheduler)
     else:
-        for part in parts:
-            yield function(part, report)
+        for number, part in enumerate(parts, start=1):
+            yield function(part, functools.partial(report, number=number))
 
 
 def check(scheduler: str) -> None:
@@ -108,17 +111,17 @@ def check(scheduler: str) -> None:
 
 
 def _run_on_cluster(
-    function: Callable[..., Result], parts: Iterable[Part], report: Callable[[str], Any], scheduler: str
+    function: Callable[..., Result], parts: Iterable[Part], report: Callable[..., Any], scheduler: str
 ) -> Iterator[Result]:
     name = f"mrd-{uuid.uuid4().hex}"  # of the session's parts, and of the topic that they report under
-    texts: queue.SimpleQueue[str] = queue.SimpleQueue()
+    reports: queue.SimpleQueue[tuple[str, float | None, int]] = queue.SimpleQueue()
     waiting: deque[distributed.Future] = deque()
     with _connected(scheduler) as client:
-        client.subscribe_topic(name, lambda event: texts.put(event[1]))
+        client.subscribe_topic(name, lambda event: reports.put(event[1]))
         numbered = enumerate(parts, start=1)
-        watch = _Watch(client, scheduler, texts, report)
+        watch = _Watch(client, scheduler, reports, report)
         try:
-            while True:
+            for awaited in itertools.count(1):
                 room = len(watch.workers()) + 1 - len(waiting)
                 for number, part in itertools.islice(numbered, max(room, 0)):
                     # As bytes, the scheduler keeps them without looking into them.
@@ -126,7 +129,7 @@ def _run_on_cluster(
                     waiting.append(client.submit(_work, work, name, number, key=f"{name}-{number}", pure=False))
                 if not waiting:
                     return
-                watch.until_done(waiting[0])
+                watch.until_done(waiting[0], awaited)
                 yield _result(waiting[0])
                 waiting.popleft()
         finally:
@@ -155,9 +158,9 @@ class _Watch:
     """Waits for parts, passes on what they report, and notices when nothing more can come."""
 
     def __init__(
-        self, client: distributed.Client, scheduler: str, texts: queue.SimpleQueue, report: Callable[[str], Any]
+        self, client: distributed.Client, scheduler: str, reports: queue.SimpleQueue, report: Callable[..., Any]
     ) -> None:
-        self._client, self._scheduler, self._texts, self._report = client, scheduler, texts, report
+        self._client, self._scheduler, self._reports, self._report = client, scheduler, reports, report
         self._spoke = self._heard = self._in_order = time.monotonic()
 
     def workers(self) -> dict[str, Any]:
@@ -166,8 +169,8 @@ class _Watch:
             return {}
         return self._client.scheduler_info(n_workers=-1)["workers"]
 
-    def until_done(self, future: distributed.Future) -> None:
-        """Wait until a part is done, well or badly.
+    def until_done(self, future: distributed.Future, number: int) -> None:
+        """Wait until a part, the one with this number, is done, well or badly.
 
         Raises
         ------
@@ -177,20 +180,20 @@ class _Watch:
         self._heard = time.monotonic()
         while not future.done():
             try:
-                text = self._texts.get(timeout=0.05)
+                report = self._reports.get(timeout=0.05)
             except queue.Empty:
-                self._check(future)
+                self._check(future, number)
             else:
                 self._heard = time.monotonic()
-                self._tell(text)
+                self._tell(*report)
         if future.status == "cancelled":  # the client's own word for a scheduler that left
             raise ClusterError(f"the scheduler {self._scheduler} has dropped the work: was it restarted?")
 
-    def _tell(self, text: str) -> None:
-        self._report(text)
+    def _tell(self, text: str, left: float | None, number: int) -> None:
+        self._report(text, left, number=number)
         self._spoke = time.monotonic()
 
-    def _check(self, future: distributed.Future) -> None:
+    def _check(self, future: distributed.Future, number: int) -> None:
         now = time.monotonic()
         if workers := len(self.workers()):
             self._in_order = now
@@ -203,7 +206,7 @@ class _Watch:
                 raise ClusterError(f"part {future.key} has said nothing for {SILENCE:g} s: does its worker hang?")
             self._heard = now
         if now - self._spoke > SIGN_OF_LIFE:
-            self._tell(f"waiting for the cluster {self._scheduler}, {workers} workers")
+            self._tell(f"waiting for the cluster {self._scheduler}, {workers} workers", None, number)
 
 
 @contextlib.contextmanager
@@ -241,11 +244,11 @@ def _work(work: bytes, topic: str, number: int) -> Any:
     worker = get_worker()
     key = worker.get_current_task()
 
-    def report(text: str) -> None:
+    def report(text: str, left: float | None = None) -> None:
         task = worker.state.tasks.get(key)
         if task is None or task.state == "cancelled":
             raise ClusterError("the part has been cancelled")
-        worker.log_event(topic, f"part {number}, on {worker.address}: {text}")
+        worker.log_event(topic, (f"on {worker.address}: {text}", left, number))
 
     function, part = pickle.loads(work)
     return function(part, report)

@@ -64,8 +64,8 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     check_time(slices, metadata, warn)
 
     index, to_pixels, room = itertools.count(1), spiral.SeriesScale(metadata, warn), room_for(movies)
-    with closing(solver.reconstruct(parts_of(movies, solver, options))) as results:
-        chunks = ((movie.readouts, chunk) for movie in movies for chunk in movie.chunks)
+    chunks = [(movie.readouts, chunk) for movie in movies for chunk in movie.chunks]
+    with closing(solver.reconstruct(parts_of(movies, solver, options), len(chunks))) as results:
         for (readouts, chunk), images in zip(chunks, results, strict=True):
             kept = images[chunk.kept.start - chunk.frames.start :][: len(chunk.kept)]
             to_pixels.see(np.array(room * mrdhelper.largest_magnitude(kept)))

@@ -1,8 +1,9 @@
-"""Which backend the iterative reconstructions use, BART or the one of our own, and what both have in common.
+"""The backend of the iterative reconstructions, native or BART, and what both have in common.
 
 A backend is a solver object with the same few methods: `coil_maps`, `weight_over_time`, `memory_needed` and
 `reconstruct`. It takes parts of a scan, each a set of frames that are reconstructed together, and tells the client how
-far it is; through that it also ends when there is nobody to be told.
+far it is; through that it also ends when there is nobody to be told. `Reporter` says which part it is, and how long the
+whole scan will still take.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bart_recon
-import bart_tools
 import cluster
 import constants
 import memory
@@ -90,8 +90,8 @@ class Solver(Protocol):
     ) -> int:
         """Memory that a part takes beyond its samples [bytes]; `columns` of its arms differ."""
 
-    def reconstruct(self, parts: Iterable[Part]) -> Iterator[NDArray[np.complex64]]:
-        """Yield the images [*frames, row, column] of each part, in their order."""
+    def reconstruct(self, parts: Iterable[Part], count: int) -> Iterator[NDArray[np.complex64]]:
+        """Yield the images [*frames, row, column] of each of `count` parts, in their order."""
 
 
 class Reporter:
@@ -99,6 +99,9 @@ class Reporter:
 
     `report` passes on what the solver says, `check` speaks up while it is silent. Once the session is over, because the
     client is gone or the server is being stopped, sending raises, and that is what ends the work.
+
+    The time left is that of the present part, as the solver estimates it, and that of the parts that have not begun:
+    each is taken to need as long as those that have begun, on average.
 
     Parameters
     ----------
@@ -114,17 +117,42 @@ class Reporter:
         self._send = send
         self._clock = clock
         self._work = ""
-        self._begin = self._last = clock()
+        self._begin = self._last = self._start = clock()
+        self._parts, self._begun = 0, 1
+
+    def expect(self, parts: int) -> None:
+        """So many parts are coming, and the first one begins."""
+        self._start, self._parts, self._begun = self._clock(), parts, 1
+
+    def next_part(self) -> None:
+        """The present part is done, and the next one begins."""
+        self._begun += 1
 
     def begin(self, work: str) -> None:
         """Some work begins."""
         self._work = work
         self._begin = self._last = self._clock()
 
-    def report(self, progress: Any) -> None:
-        """Send a progress report."""
+    def report(self, text: str, left: float | None = None, number: int | None = None) -> None:
+        """Send how far the work is.
+
+        Parameters
+        ----------
+        text
+            In the solver's words.
+        left
+            Time that the part will still take [s]; None: the solver cannot tell.
+        number
+            Number of the part, from 1; None: the present one.
+        """
         self._last = self._clock()
-        self._send(f"{constants.MRD_LOGGING_INFO} {progress}")
+        self._begun = max(self._begun, number or 0)
+        if self._parts:
+            text = f"part {number or self._begun} of {self._parts}: {text}"
+        if left is not None:
+            each = (self._last + left - self._start) / self._begun
+            text += f", about {left + (self._parts - self._begun) * each:.0f} s left for the whole scan"
+        self._send(f"{constants.MRD_LOGGING_INFO} {text}")
 
     def check(self) -> bool:
         """Send a sign of life if nothing has been sent for `interval`; False: nobody cancels the work."""
@@ -182,13 +210,14 @@ class NativeSolver:
             frames, arms, coils, samples, matrix, columns=columns, gpu_device=self.gpu_device
         )
 
-    def reconstruct(self, parts: Iterable[Part]) -> Iterator[NDArray[np.complex64]]:
-        """Yield the images [*frames, row, column] of each part, in their order."""
+    def reconstruct(self, parts: Iterable[Part], count: int) -> Iterator[NDArray[np.complex64]]:
+        """Yield the images [*frames, row, column] of each of `count` parts, in their order."""
+        self.reporter.expect(count)
         jobs = ((part, self.gpu_device) for part in parts)
         yield from cluster.run(reconstruct_part, jobs, self.reporter.report, self.scheduler)
 
 
-def reconstruct_part(job: tuple[Part, int], report: Callable[[str], Any]) -> NDArray[np.complex64]:
+def reconstruct_part(job: tuple[Part, int], report: Callable[..., Any]) -> NDArray[np.complex64]:
     """Reconstruct one part with the native solver, in this process or another.
 
     Parameters
@@ -196,7 +225,8 @@ def reconstruct_part(job: tuple[Part, int], report: Callable[[str], Any]) -> NDA
     job
         The part, and the GPU to use (-1: the CPU).
     report
-        Called with how far it is at least every two seconds; what it raises ends the work.
+        Called with how far it is, and the time left [s] or None, at least every two seconds; what it raises ends the
+        work.
 
     Returns
     -------
@@ -218,7 +248,8 @@ def reconstruct_part(job: tuple[Part, int], report: Callable[[str], Any]) -> NDA
         raise memory.ShortageError(f"{what} and {coils} coils", needed, there)
     return native_recon.reconstruct(
         part.samples, part.coordinates, part.maps, part.penalties, scale=part.scale, weights=part.weights,
-        iterations=part.iterations, progress=lambda progress: report(str(progress)), gpu_device=gpu_device,
+        iterations=part.iterations, progress=lambda progress: report(str(progress), progress.remaining),
+        gpu_device=gpu_device,
     )  # fmt: skip
 
 
@@ -230,6 +261,9 @@ def open_solver(
 ) -> Solver:
     """Find the backend that the configuration asks for, and see that it can do what is asked for.
 
+    ``backend = "auto"`` is the native solver, with BART installed or not: images must not depend on what happens to be
+    installed, and it is the faster one (``doc/native.md``).
+
     Parameters
     ----------
     settings
@@ -237,7 +271,7 @@ def open_solver(
     send
         Sends a text to the client, raises when the session is over.
     tell
-        Called with the choice, in words for the client.
+        Called with the choice, and with what it makes of the settings, in words for the client.
 
     Raises
     ------
@@ -253,33 +287,32 @@ def open_solver(
     cluster.ClusterError
         The scheduler does not answer.
     """
-    solver, reason = _choose(settings, Reporter(send))
-    tell(f"computing with {solver}{reason}")
+    choose = _bart if settings.backend == "bart" else _native
+    solver = choose(settings, Reporter(send))
+    tell(f"computing with {solver}")
+    if settings.backend == "bart":
+        tell(f"num_iter = {settings.num_iter}: {bart_recon.STEPS}")
+    elif settings.BART_TOOLBOX_PATH:
+        tell(f'BART_TOOLBOX_PATH = "{settings.BART_TOOLBOX_PATH}" is not used: set backend = "bart" to compute with it')
     return solver
 
 
-def _choose(settings: IterativeReconstruction, reporter: Reporter) -> tuple[Solver, str]:
-    """Return the solver, and why it is that one."""
-    reason = ""
+def _bart(settings: IterativeReconstruction, reporter: Reporter) -> Solver:
     if settings.scheduler:
-        if settings.backend == "bart":
-            raise ConfigurationError(
-                f'backend = "bart" computes here, but scheduler = "{settings.scheduler}" asks for the workers of a '
-                'cluster: leave scheduler empty, or set backend to "native" or "auto"'
-            )
-        if settings.backend == "auto":
-            reason = ', as backend = "auto" takes it when there is a scheduler: BART computes here only'
+        raise ConfigurationError(
+            f'backend = "bart" computes here, but scheduler = "{settings.scheduler}" asks for the workers of a '
+            'cluster: leave scheduler empty, or set backend to "native" or "auto"'
+        )
+    return bart_recon.BartSolver(bart_recon.find_bart(settings), settings.gpu_device, reporter)
+
+
+def _native(settings: IterativeReconstruction, reporter: Reporter) -> Solver:
+    if settings.scheduler:
         cluster.check(settings.scheduler)  # now, not when the scan is over
-        return NativeSolver(settings.gpu_device, reporter, settings.scheduler), reason
-    if settings.backend != "native":
-        try:
-            bart = bart_recon.find_bart(settings)
-        except bart_tools.BartError as error:
-            if settings.backend == "bart":
-                raise
-            reason = f', as backend = "auto" found no BART to use: {error}'
-        else:
-            because = ', which backend = "auto" takes when it is there' if settings.backend == "auto" else ""
-            return bart_recon.BartSolver(bart, settings.gpu_device, reporter), because
-    nufft.open_backend(settings.gpu_device)
-    return NativeSolver(settings.gpu_device, reporter), reason
+        return NativeSolver(settings.gpu_device, reporter, settings.scheduler)
+    try:
+        nufft.open_backend(settings.gpu_device)
+    except nufft.GpuUnavailableError as error:
+        hint = 'or backend = "bart" to use a BART that was built with CUDA'
+        raise nufft.GpuUnavailableError(f"{error}, {hint}") from error
+    return NativeSolver(settings.gpu_device, reporter)

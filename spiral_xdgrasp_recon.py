@@ -62,7 +62,7 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
         tell(describe(bins, readouts))
         np.multiply(readouts.samples, taper(readouts.samples.shape[-1]), out=readouts.samples)
     parts = (part_of(readouts, solver.coil_maps(readouts), bins, settings.reconstruction) for readouts, bins in hearts)
-    with closing(solver.reconstruct(parts)) as results:
+    with closing(solver.reconstruct(parts, len(hearts))) as results:
         series = [np.abs(images) for images in results]
 
     index, bits = itertools.count(1), mrdhelper.bits_stored(metadata)

@@ -166,7 +166,7 @@ def by_bart(problem: Problem, iterations: int, solver: bart_recon.BartSolver) ->
     """Reconstruct by BART, once."""
     part = dataclasses.replace(problem.part, iterations=iterations)
     start = time.perf_counter()
-    (images,) = solver.reconstruct([part])
+    (images,) = solver.reconstruct([part], 1)
     return judged(images, time.perf_counter() - start, problem)
 
 

@@ -73,7 +73,7 @@ class Series:
         return np.concatenate(
             [
                 np.abs(images[chunk.kept.start - chunk.frames.start :][: len(chunk.kept)])
-                for chunk, images in zip(chunks, solver.reconstruct(parts), strict=True)
+                for chunk, images in zip(chunks, solver.reconstruct(parts, count), strict=True)
             ]
         )
 

@@ -31,11 +31,11 @@ class Progress:
     remaining: float | None
 
     def __str__(self) -> str:
-        if self.objective is None or self.remaining is None:
+        if self.objective is None or not self.iteration:
             return f"iterative reconstruction: preparing, {self.elapsed:.0f} s elapsed"
         return (
             f"iterative reconstruction: {self.iteration} of {self.iterations} iterations, objective "
-            f"{self.objective:.4g}, {self.elapsed:.0f} s elapsed, about {self.remaining:.0f} s left"
+            f"{self.objective:.4g}, {self.elapsed:.0f} s elapsed"
         )
 
 

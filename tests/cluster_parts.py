@@ -16,9 +16,9 @@ def dask_setup(worker: Any) -> None:
     timekeeper.REPORT_INTERVAL = 0.0
 
 
-def square(part: int, report: Callable[[str], Any]) -> int:
+def square(part: int, report: Callable[..., Any]) -> int:
     """Work of no time."""
-    report(f"squaring {part}")
+    report(f"squaring {part}", 1.5)
     return part * part
 
 

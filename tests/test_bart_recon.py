@@ -90,7 +90,7 @@ def test_a_part_becomes_a_command(tmp_path, frames, scale, penalties, call):
         maps=np.ones((3, size, size), np.complex64), penalties=tuple(Penalty(*one, True) for one in penalties),
         iterations=9, columns=2, scale=scale, weights=None if len(frames) == 1 else np.ones((*frames, 2), np.float32),
     )  # fmt: skip
-    (back,) = solver(folder).reconstruct([part])
+    (back,) = solver(folder).reconstruct([part], 1)
     np.testing.assert_array_equal(back, images)
     assert re.fullmatch(call, (tmp_path / "call").read_text().strip())
 

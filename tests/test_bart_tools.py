@@ -235,7 +235,9 @@ def test_progress_of_pics_and_nlinv(bart, scratch):
     steps = np.diff([report.iteration for report in seen])
     assert seen[0].iteration == 10
     assert np.all((steps >= 0) & (steps <= 10))  # inner iterations are not reported, nor counted again
-    assert seen[-1].iteration <= seen[-1].total == 45
+    assert seen[-1].total == 45 < seen[-1].iteration <= 55
+    assert seen[-1].remaining == 0
+    assert f"pics: iteration {seen[-1].iteration}, more than the 45 asked for" in str(seen[-1])
     assert seen[0].remaining > 0
     assert "pics: iteration 10 of 45" in str(seen[0])
 
@@ -246,6 +248,23 @@ def test_progress_of_pics_and_nlinv(bart, scratch):
     assert image.shape[:2] == (24, 24)
     assert sens.shape[3] == 3
     assert [(report.iteration, report.total) for report in seen] == [(n, 6) for n in range(1, 7)]
+
+
+def test_the_last_iteration_is_reported_whatever_the_interval(bart, scratch):
+    """BART really does 10 iterations for 2 and for 9, and 20 for 10: that is what the client has to hear."""
+    trajectory, kspace, maps = radial_data(bart)
+    last, images = [], []
+    for asked in (2, 9, 10):
+        seen = []
+        options = ["-m", "-e", "-S", "-R", "T:3:0:0.001", "-d", 4, "-i", asked, "-t", trajectory]
+        (image,) = bt.run(
+            bart, "pics", options, kspace, maps, threads=1, progress=seen.append, progress_interval=600
+        )
+        last.append(seen[-1].iteration)
+        images.append(image)
+    assert last == [10, 10, 20]
+    np.testing.assert_array_equal(images[0], images[1])
+    assert not np.allclose(images[1], images[2], rtol=1e-3)
 
 
 def test_barts_own_words_are_in_the_error(bart, scratch):

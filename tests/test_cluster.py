@@ -11,14 +11,18 @@ import cluster_parts
 from dask_cluster import kill
 
 
-def ignore(text: str) -> None:
+def ignore(text, left=None, number=None):
     pass
 
 
 def test_parts_run_here_in_order():
-    texts = []
-    assert list(cluster.run(cluster_parts.square, iter([3, 1, 2]), texts.append)) == [9, 1, 4]
-    assert texts == ["squaring 3", "squaring 1", "squaring 2"]
+    reports = []
+
+    def report(text, left=None, number=None):
+        reports.append((text, left, number))
+
+    assert list(cluster.run(cluster_parts.square, iter([3, 1, 2]), report)) == [9, 1, 4]
+    assert reports == [("squaring 3", 1.5, 1), ("squaring 1", 1.5, 2), ("squaring 2", 1.5, 3)]
 
 
 def test_parts_are_taken_as_they_are_needed_here():
@@ -35,7 +39,7 @@ def test_parts_are_taken_as_they_are_needed_here():
 
 
 def test_what_reporting_raises_ends_the_work_here():
-    def gone(text):
+    def gone(text, left=None, number=None):
         raise ConnectionError("the client is gone")
 
     with pytest.raises(ConnectionError, match="gone"):
@@ -44,10 +48,17 @@ def test_what_reporting_raises_ends_the_work_here():
 
 def test_two_workers_give_results_in_order(dask):
     dask.workers(2)
-    texts = []
-    results = cluster.run(cluster_parts.square, iter(range(20)), texts.append, dask.address)
+    reports = []
+
+    def report(text, left, number):
+        if "squaring" in text:
+            reports.append((re.sub(r"on tcp://127.0.0.1:\d+: ", "", text), left, number))
+
+    results = cluster.run(cluster_parts.square, iter(range(20)), report, dask.address)
     assert list(results) == [part * part for part in range(20)]
-    assert any(re.fullmatch(r"part \d+, on tcp://127.0.0.1:\d+: squaring \d+", text) for text in texts)
+    assert reports
+    for text, left, number in reports:
+        assert (text, left) == (f"squaring {number - 1}", 1.5)
 
 
 def test_a_worker_killed_in_the_middle_is_replaced(dask, tmp_path):
@@ -55,7 +66,7 @@ def test_a_worker_killed_in_the_middle_is_replaced(dask, tmp_path):
     go = tmp_path / "go"
     seen = []
 
-    def kill_the_first(text):
+    def kill_the_first(text, left, number):
         if (found := re.search(r"process (\d+)", text)) is None:
             return
         seen.append(int(found[1]))
@@ -78,7 +89,7 @@ def test_what_reporting_raises_ends_the_work_on_the_worker(dask, tmp_path):
     dask.workers(1)
     never = tmp_path / "never"
 
-    def gone(text):
+    def gone(text, left, number):
         if "waiting" in text:
             raise ConnectionError("the client is gone")
 
@@ -118,7 +129,7 @@ def test_work_that_nobody_can_do_any_more_ends(dask, monkeypatch, tmp_path, vict
     monkeypatch.setattr(cluster, "WORKERS_WAIT", 0.5)
     dies = worker if victim == "worker" else dask.scheduler
 
-    def kill_it(text):
+    def kill_it(text, left, number):
         if "process" in text:
             kill(dies)
 

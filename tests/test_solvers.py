@@ -1,6 +1,7 @@
 """The backends: which one is taken, what the client hears, parts that travel, memory that is not there."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import memory
 import native_recon
 import nufft
 import solvers
+from native import timekeeper
 from spiral_sessions import fake_bart
 
 
@@ -21,11 +23,14 @@ def settings(**values):
 
 
 def choose(**values):
-    """The solver that is taken, and what the client is told of it."""
+    """The solver that is taken, and the texts that the client is told of it."""
     told = []
     solver = solvers.open_solver(settings(**values), print, told.append)
-    (text,) = told
-    return solver, text
+    return solver, *told
+
+
+def ignore(*report):
+    pass
 
 
 @pytest.fixture
@@ -37,31 +42,24 @@ def without_bart(monkeypatch, tmp_path):
 
 
 # --- choice
-def test_auto_takes_bart_when_it_is_there():
-    solver, text = choose()
-    assert isinstance(solver, bart_recon.BartSolver)
-    version = bart_tools.find_bart().version
-    assert text == f'computing with BART {version} on the CPU, which backend = "auto" takes when it is there'
+def test_auto_is_native_with_bart_installed(monkeypatch):
+    monkeypatch.setattr(bart_tools, "find_bart", lambda configured: pytest.fail("BART was looked for"))
+    for values in ({}, {"backend": "auto"}, {"backend": "native"}):
+        solver, text = choose(**values)
+        assert isinstance(solver, solvers.NativeSolver)
+        assert text == "computing with the native solver on the CPU"
 
 
-def test_auto_takes_the_native_solver_where_there_is_no_bart(without_bart):
-    solver, text = choose()
-    assert isinstance(solver, solvers.NativeSolver)
-    assert text.startswith('computing with the native solver on the CPU, as backend = "auto" found no BART to use:')
-    assert "There is no executable bart in" in text
+@pytest.mark.parametrize("backend", ["auto", "native"])
+def test_a_bart_that_is_named_but_not_used_is_told(tmp_path, backend):
+    told = []
+    solvers.open_solver(settings(backend=backend, BART_TOOLBOX_PATH=str(tmp_path)), print, told.append)
+    assert told[1:] == [f'BART_TOOLBOX_PATH = "{tmp_path}" is not used: set backend = "bart" to compute with it']
 
 
-def test_auto_takes_the_native_solver_for_a_gpu_that_bart_cannot_use(monkeypatch):
-    monkeypatch.setattr(nufft, "open_backend", lambda device: None)
-    solver, text = choose(gpu_device=1)
-    assert isinstance(solver, solvers.NativeSolver)
-    assert solver.gpu_device == 1
-    assert text.startswith("computing with the native solver on the GPU 1, as")
-    assert "needs a BART built with CUDA" in text
-
-
-def test_auto_takes_a_bart_with_cuda_for_a_gpu(tmp_path):
-    solver, text = choose(gpu_device=1, BART_TOOLBOX_PATH=str(fake_bart(tmp_path / "cuda", "", cuda=1)))
+def test_a_gpu_is_used_through_bart_when_bart_is_asked_for(tmp_path):
+    path = str(fake_bart(tmp_path / "cuda", "", cuda=1))
+    solver, text, _ = choose(backend="bart", gpu_device=1, BART_TOOLBOX_PATH=path)
     assert isinstance(solver, bart_recon.BartSolver)
     assert "on the GPU 1" in text
 
@@ -76,9 +74,7 @@ def test_with_a_scheduler_the_workers_compute(monkeypatch, backend, gpu_device, 
     monkeypatch.setattr(cluster, "check", asked.append)
     solver, text = choose(backend=backend, gpu_device=gpu_device, scheduler=address)
     assert (solver.scheduler, solver.gpu_device, asked) == (address, gpu_device, [address])
-    because = ', as backend = "auto" takes it when there is a scheduler: BART computes here only'
-    expected = f"computing with the native solver on the {where} of each worker of {address}"
-    assert text == expected + (because if backend == "auto" else "")
+    assert text == f"computing with the native solver on the {where} of each worker of {address}"
 
 
 def test_bart_is_not_for_a_cluster():
@@ -86,24 +82,18 @@ def test_bart_is_not_for_a_cluster():
         choose(backend="bart", scheduler="tcp://host:1")
 
 
-def test_native_does_not_look_for_bart(monkeypatch):
-    monkeypatch.setattr(bart_tools, "find_bart", lambda configured: pytest.fail("BART was looked for"))
-    solver, text = choose(backend="native")
-    assert isinstance(solver, solvers.NativeSolver)
-    assert text == "computing with the native solver on the CPU"
-
-
 def test_bart_is_bart_or_an_error(without_bart, tmp_path):
     with pytest.raises(bart_tools.BartNotFoundError, match="apt-get install bart"):
         choose(backend="bart")
-    solver, text = choose(backend="bart", BART_TOOLBOX_PATH=str(fake_bart(tmp_path / "one", "")))
-    assert text == f"computing with {solver}"
+    solver, *told = choose(backend="bart", num_iter=2, BART_TOOLBOX_PATH=str(fake_bart(tmp_path / "one", "")))
+    steps = "steps of up to 10 iterations, and begins another one until more than num_iter are done"
+    assert told == [f"computing with {solver}", f"num_iter = 2: BART computes in {steps}"]
 
 
 def test_the_native_solver_needs_cupy_for_a_gpu(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cupy", None)
-    with pytest.raises(nufft.GpuUnavailableError, match="needs CuPy"):
-        choose(backend="native", gpu_device=0)
+    with pytest.raises(nufft.GpuUnavailableError, match=r'needs CuPy.* gpu_device = -1 .* or backend = "bart" to use'):
+        choose(gpu_device=0)
 
 
 def test_no_other_backend():
@@ -127,6 +117,70 @@ def test_the_client_hears_of_a_silent_solver():
     ]
 
 
+@pytest.fixture
+def clocked():
+    """A reporter, its clock, and what it sends."""
+    now, heard = [100.0], []
+    return solvers.Reporter(heard.append, clock=lambda: now[0]), now, heard
+
+
+def test_the_client_hears_which_part_it_is_and_the_time_left_for_all(clocked):
+    reporter, now, heard = clocked
+    reporter.expect(5)
+    now[0] += 2
+    reporter.report("coil maps")
+    now[0] += 6
+    reporter.report("iteration 3 of 6", left=2.0)  # 10 s for this part, so 40 s for the others
+    reporter.next_part()
+    now[0] += 22  # 30 s until now
+    reporter.report("iteration 5 of 6", left=6.0)  # 36 s for two parts, so 54 s for three
+    for _ in range(3):
+        reporter.next_part()
+    now[0] += 60
+    reporter.report("iteration 6 of 6", left=0.0)
+    assert heard == [
+        "INFO     part 1 of 5: coil maps",
+        "INFO     part 1 of 5: iteration 3 of 6, about 42 s left for the whole scan",
+        "INFO     part 2 of 5: iteration 5 of 6, about 60 s left for the whole scan",
+        "INFO     part 5 of 5: iteration 6 of 6, about 0 s left for the whole scan",
+    ]
+
+
+def test_parts_side_by_side_share_the_time(clocked):
+    """Two of four parts are computed at a time, each in 10 s."""
+    reporter, now, heard = clocked
+    reporter.expect(4)
+    now[0] += 5
+    reporter.report("half", 5.0, number=2)
+    reporter.report("half", 5.0, number=1)
+    now[0] += 10
+    reporter.report("half", 5.0, number=4)
+    assert heard == [
+        "INFO     part 2 of 4: half, about 15 s left for the whole scan",
+        "INFO     part 1 of 4: half, about 15 s left for the whole scan",
+        "INFO     part 4 of 4: half, about 5 s left for the whole scan",
+    ]
+
+
+def test_the_native_solver_counts_its_parts(clocked, monkeypatch):
+    monkeypatch.setattr(timekeeper, "REPORT_INTERVAL", 0.0)
+    reporter, _, heard = clocked
+    list(solvers.NativeSolver(-1, reporter).reconstruct([small_part(), small_part()], 2))
+    counts = [re.match(r"INFO     part (\d) of 2: iterative reconstruction: ", text)[1] for text in heard]
+    assert counts == sorted(counts)
+    assert set(counts) == {"1", "2"}
+    assert any(re.search(r"3 of 3 iterations, .* left for the whole scan$", text) for text in heard)
+
+
+def test_bart_counts_its_parts(clocked):
+    reporter, _, heard = clocked
+    solver = bart_recon.BartSolver(bart_tools.find_bart(), -1, reporter)
+    list(solver.reconstruct([small_part(), small_part()], 2))
+    said = r"BART pics: iteration 10, more than the 3 asked for, \d+ s elapsed, about 0 s left for the whole scan"
+    counts = [int(re.fullmatch(rf"INFO     part (\d) of 2: {said}", text)[1]) for text in heard]
+    assert counts == [1, 2]
+
+
 # --- the native solver's parts
 def small_part(frames=(3,), matrix=8):
     rng = np.random.default_rng(3)
@@ -146,9 +200,9 @@ def test_a_part_travels():
     """Reconstructed from its bytes alone, it gives the same."""
     part = small_part()
     there = pickle.loads(pickle.dumps((solvers.reconstruct_part, part, -1)))
-    images = there[0](there[1:], lambda text: None)
+    images = there[0](there[1:], ignore)
     assert images.shape == (3, 8, 8)
-    np.testing.assert_array_equal(images, solvers.reconstruct_part((part, -1), lambda text: None))
+    np.testing.assert_array_equal(images, solvers.reconstruct_part((part, -1), ignore))
 
 
 def test_parts_come_in_order_and_one_by_one():
@@ -159,7 +213,7 @@ def test_parts_come_in_order_and_one_by_one():
             given.append(frames)
             yield small_part(frames)
 
-    for n, images in enumerate(solvers.NativeSolver(-1, solvers.Reporter(lambda text: None)).reconstruct(parts())):
+    for n, images in enumerate(solvers.NativeSolver(-1, solvers.Reporter(ignore)).reconstruct(parts(), 3)):
         assert len(given) == n + 1
         assert images.shape == (*given[-1], 8, 8)
 

@@ -169,7 +169,7 @@ def test_images_of_the_native_solver_are_as_good(simulation, heads, filled, nati
     assert change(native.pixels, truth) >= change(filled.pixels, truth)
     assert error(native.pixels, filled.pixels) < 0.05
     assert "INFO     computing with the native solver on the CPU" in native.texts
-    assert any(text.startswith("INFO     iterative reconstruction: ") for text in native.texts)
+    assert any(text.startswith("INFO     part 1 of 1: iterative reconstruction: ") for text in native.texts)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -178,10 +178,10 @@ def test_zeros_taken_for_samples_are_wrong(simulation, heads, filled, native, mo
     solver = {"bart": bart_recon.BartSolver, "native": solvers.NativeSolver}[backend]
     reconstruct = solver.reconstruct
 
-    def without_weights(self, parts):
+    def without_weights(self, parts, count):
         (part,) = parts
         zero_filled = part.samples * part.weights[..., np.newaxis, np.newaxis]
-        return reconstruct(self, [dataclasses.replace(part, samples=zero_filled, weights=None)])
+        return reconstruct(self, [dataclasses.replace(part, samples=zero_filled, weights=None)], count)
 
     monkeypatch.setattr(solver, "reconstruct", without_weights)
     truth = true_images(simulation, members(bins_of(simulation, heads)))
