@@ -16,7 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourier import Axis, centred_fft, mirror, resize_centred, to_image_axis
-from mrdencoding import counter_values, encoding_axis, encoding_of, extent, first_index, is_imaging, is_mirrored
+from mrdencoding import (
+    calibration_mode,
+    counter_values,
+    encoding_axis,
+    encoding_of,
+    extent,
+    first_index,
+    is_calibration_only,
+    is_imaging,
+    is_mirrored,
+)
 
 __all__ = ["KSpacePlane", "is_imaging", "sort_readouts", "sort_repetitions", "to_image"]
 
@@ -25,6 +35,10 @@ logger = logging.getLogger(__name__)
 MAX_POINTS = 2**28  # complex numbers in one k-space (2 GiB, and as much again in each step to the image)
 
 READOUT_AXIS, PHASE_ENCODE_AXIS = 2, 1  # of [channel, phase encode, readout, phase]
+
+
+class OutsideMatrixError(ValueError):
+    """None of the readouts of a plane has a place in the matrix; the text says where they lie."""
 
 
 class Key(NamedTuple):
@@ -44,10 +58,11 @@ class KSpacePlane:
     Attributes
     ----------
     kspace
-        complex64 [channel, phase encode, readout, phase], k = 0 at index N // 2; averages and segments are merged by
-        their mean, places without a readout are 0. The phase axis has one entry for each phase counter that occurs.
+        complex64 [channel, phase encode, readout, phase], k = 0 at index N // 2; averages, segments, and image and
+        calibration lines of one place are merged by their mean, places without a readout are 0. The phase axis has one
+        entry for each phase counter that occurs.
     sampled
-        Number of readouts at each place [phase encode, phase]; of a 3-D encoding the sum over partitions.
+        Number of readouts at each place [partition, phase encode, phase] of the encoding that the plane comes from.
     heads
         For each phase the header of the readout nearest to the k-space centre; its position is that of this plane.
     encoding
@@ -61,7 +76,7 @@ class KSpacePlane:
     """
 
     kspace: NDArray[np.complex64]
-    sampled: NDArray[np.int64]
+    sampled: NDArray[np.uint32]
     heads: tuple[ismrmrd.AcquisitionHeader, ...]
     encoding: Any
     rows: Axis
@@ -102,22 +117,31 @@ def sort_repetitions(
     TypeError
         When an image is among the items.
     ValueError
-        When the header is missing or its sizes are beyond limits, or the number of channels changes.
+        When the header is missing, its trajectory is not Cartesian or its sizes are beyond limits, the trajectory in
+        the readouts is none of straight lines, the number of channels changes, or no readout has a place in the matrix.
     """
     waiting: dict[int, dict[Key, list[Any]]] = {}
     misplaced = 0
-    told = False
-    for repetition in _repetitions(items, metadata, waiting):
+    told = found_a_place = False
+    nowhere: OutsideMatrixError | None = None
+    for repetition in _repetitions(items, metadata, waiting, warn):
         planes = []
         for key, readouts in sorted(waiting.pop(repetition).items()):
-            new, outside = _planes(key, readouts, metadata)
+            try:
+                new, outside = _planes(key, readouts, metadata)
+            except OutsideMatrixError as error:  # no image is better than a black one
+                nowhere, new, outside = nowhere or error, [], len(readouts)
             planes += new
             misplaced += outside
         missing = next((text for text in map(missing_lines, planes) if text), None)
         if missing and not told:
             told = True
             warn(missing)
-        yield planes
+        if planes:
+            found_a_place = True
+            yield planes
+    if nowhere and not found_a_place:
+        raise nowhere
     if misplaced:
         warn(f"{misplaced} readouts lie wholly or partly outside the matrix; what lies outside is left out")
 
@@ -130,15 +154,27 @@ def sort_readouts(
         yield from planes
 
 
-def _repetitions(items: Iterable[Any], metadata: Any, waiting: dict[int, dict[Key, list[Any]]]) -> Iterator[int]:
+def _repetitions(
+    items: Iterable[Any], metadata: Any, waiting: dict[int, dict[Key, list[Any]]], warn: Callable[[str], None]
+) -> Iterator[int]:
     """Collect readouts in `waiting` and yield the number of each repetition when it is to be worked on."""
     channels = None
     newest = -1
+    checked: set[int] = set()  # encoding spaces
+    told = False
     for item in items:
         if isinstance(item, ismrmrd.Image):
             raise TypeError("got an image; a Cartesian reconstruction needs raw data (readouts)")
-        if not isinstance(item, ismrmrd.Acquisition) or not is_imaging(item):
+        if not isinstance(item, ismrmrd.Acquisition):
             continue
+        if not is_imaging(item, metadata):
+            if not told and is_calibration_only(item):
+                told = _tell_unknown_calibration(item, metadata, warn)
+            continue
+        if item.encoding_space_ref not in checked:  # at its first readout: a whole scan is long to wait for an error
+            encoding_of(metadata, item.encoding_space_ref)
+            check_trajectory(item)
+            checked.add(item.encoding_space_ref)
         channels = item.active_channels if channels is None else channels
         if item.active_channels != channels:
             raise ValueError(
@@ -173,24 +209,98 @@ def _is_complete(groups: dict[Key, list[Any]], metadata: Any) -> bool:
     return True
 
 
-def missing_lines(plane: KSpacePlane) -> str | None:
-    """Say how many phase encoding lines a plane lacks; None when it has all that the encoding limits promise."""
-    limit = getattr(plane.encoding.encodingLimits, "kspace_encoding_step_1", None)
-    expected = plane.rows.points if limit is None else min(limit.maximum - limit.minimum + 1, plane.rows.points)
-    acquired = int(np.count_nonzero(plane.sampled, axis=0).min())
-    if acquired >= expected:
-        return None
-    factor = getattr(getattr(plane.encoding, "parallelImaging", None), "accelerationFactor", None)
-    reason = f" (acceleration {factor.kspace_encoding_step_1})" if factor and factor.kspace_encoding_step_1 > 1 else ""
-    return (
-        f"{acquired} of {expected} phase encoding lines were acquired{reason}: "
-        "the missing ones are taken as zero, expect aliasing"
+def _tell_unknown_calibration(readout: Any, metadata: Any, warn: Callable[[str], None]) -> bool:
+    """Warn of a calibration line that is left out although it may be one of the image; returns True if it did."""
+    mode = calibration_mode(metadata, readout.encoding_space_ref)
+    if mode not in (None, "other"):
+        return False
+    warn(
+        f"readouts flagged as calibration only are left out, since the header's calibrationMode is {mode or 'absent'}: "
+        "if they have the contrast of the image, 'embedded' is right"
     )
+    return True
+
+
+def check_trajectory(readout: Any) -> None:
+    """Check that the trajectory in a readout, if it has one, is a straight line with samples at equal distances.
+
+    Raises
+    ------
+    ValueError
+        When a sample is more than two distances away from where it would be.
+    """
+    if readout.trajectory_dimensions == 0 or readout.number_of_samples < 2:
+        return
+    k = readout.traj.astype(np.float64)
+    if not np.isfinite(k).all():
+        return
+    step = np.linalg.norm(k[-1] - k[0]) / (len(k) - 1)
+    if np.linalg.norm(k - np.linspace(k[0], k[-1], len(k)), axis=1).max() > 2 * step:
+        raise ValueError(
+            f"the header's trajectory is 'cartesian', but the one in the readout with scan_counter "
+            f"{readout.scan_counter} is no straight line with samples at equal distances: one of them is wrong"
+        )
+
+
+def missing_lines(plane: KSpacePlane) -> str | None:
+    """Say which phase encoding lines a plane lacks and what that does to the image; None when it lacks none.
+
+    It lacks those between acquired ones, and outer ones that the encoding limits promise. In a 3-D encoding a line is
+    one of the slab, and lines that were left out in its corners are not missing.
+    """
+    acquired = plane.sampled > 0  # [partition, row, phase]
+    gaps = np.count_nonzero(_enclosed(acquired, 0) | _enclosed(acquired, 1), axis=(0, 1))
+    number = np.count_nonzero(acquired, axis=(0, 1))
+    worst = max(range(len(number)), key=lambda phase: (gaps[phase], number[phase] > 0, -number[phase]))
+    acquired = acquired[:, :, worst]
+
+    limits = plane.encoding.encodingLimits
+    axes = []  # (which of its lines occur, how many there should be)
+    for along, limit in (
+        (acquired.any(axis=0), limits.kspace_encoding_step_1),
+        (acquired.any(axis=1), limits.kspace_encoding_step_2),
+    ):
+        promised = along.size if limit is None else min(limit.maximum - limit.minimum + 1, along.size)
+        first, last = np.flatnonzero(along)[[0, -1]]
+        axes.append((along, max(promised, last - first + 1)))
+    count = f"{number[worst]} of {math.prod(expected for _, expected in axes)} phase encoding lines were acquired"
+    if gaps[worst]:
+        factor = getattr(getattr(plane.encoding, "parallelImaging", None), "accelerationFactor", None)
+        factors = [getattr(factor, f"kspace_encoding_step_{step}", 1) for step in (1, 2)]
+        reason = f" (acceleration {factors[0]} x {factors[1]})" if max(factors) > 1 else ""
+        return f"{count}{reason}: the missing ones are taken as zero, expect aliasing"
+    for along, expected in axes:
+        if np.count_nonzero(along) < expected:
+            return f"{count}, {_position(along)}"
+    return None
+
+
+def _enclosed(acquired: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
+    """Places that were not acquired, with acquired ones on both sides along an axis."""
+    before = np.logical_or.accumulate(acquired, axis)
+    after = np.flip(np.logical_or.accumulate(np.flip(acquired, axis), axis), axis)
+    return before & after & ~acquired
+
+
+def _position(along: NDArray[np.bool_]) -> str:
+    """Say where the acquired lines of an axis lie, and what taking the outer ones as zero does."""
+    first, last = np.flatnonzero(along)[[0, -1]] - along.size // 2
+    if first > 0 or last < 0:
+        return "without the k-space centre: the image shows edges at most"
+    if abs(first + last) <= 1:
+        return "those about the k-space centre: the image has a lower resolution"
+    return "more on one side of the k-space centre, as in partial Fourier: zeros fill the rest, expect a blurred image"
 
 
 # -------------------------------------------------------------------------------------------------- one k-space plane
 def _planes(key: Key, readouts: list[Any], metadata: Any) -> tuple[list[KSpacePlane], int]:
-    """Build the planes of one key; also returns how many readouts did not fit into the matrix."""
+    """Build the planes of one key; also returns how many readouts did not fit into the matrix.
+
+    Raises
+    ------
+    OutsideMatrixError
+        When none did.
+    """
     encoding = encoding_of(metadata, key.encoding_space_ref)
     columns, rows, partitions = (encoding_axis(encoding, name) for name in "xyz")
     if partitions.points == 1:
@@ -226,6 +336,16 @@ def _planes(key: Key, readouts: list[Any], metadata: Any) -> tuple[list[KSpacePl
         if inside:
             kspace[:, partition, row, begin:end, phase] += samples[:, begin - start : end - start]
             count[partition, row, begin:end, phase] += 1
+    if not count.any():
+        first = readouts[0]
+        raise OutsideMatrixError(
+            f"none of {len(readouts)} readouts has a place in the matrix: the first one's kspace_encode_step_1 is "
+            f"{first.idx.kspace_encode_step_1} where {-first_row} to {rows.points - first_row - 1} would be right, its "
+            f"kspace_encode_step_2 is {first.idx.kspace_encode_step_2} where {-first_partition} to "
+            f"{partitions.points - first_partition - 1} would be, and its samples begin at column "
+            f"{ordered_samples(first, columns.points)[1]} of {columns.points}, "
+            "by the header's encodedSpace and encodingLimits"
+        )
     if count.max() > 1:
         kspace /= np.maximum(count, 1)
 
@@ -238,7 +358,7 @@ def _planes(key: Key, readouts: list[Any], metadata: Any) -> tuple[list[KSpacePl
     planes = [
         KSpacePlane(
             kspace=volume[:, partition],
-            sampled=count.max(axis=2).sum(axis=0),
+            sampled=count.max(axis=2),
             heads=tuple(partition_head(head, partition, volume.shape[1], depth) for head in heads),
             encoding=encoding,
             rows=rows,

@@ -224,7 +224,7 @@ def by_content(kept: Kept, metadata: Any) -> tuple[str, Iterator[ismrmrd.Image]]
     images = [item for item in kept if isinstance(item, ismrmrd.Image)]
     if images:
         return "as it came", iter(images)
-    count = sum(isinstance(item, ismrmrd.Acquisition) and is_imaging(item) for item in kept)
+    count = sum(isinstance(item, ismrmrd.Acquisition) and is_imaging(item, metadata) for item in kept)
     if not count:
         raise ValueError(f"none of the {kept.taken} messages that came is an imaging readout, or small enough to keep")
     of = f"of the last {count} readouts" if len(kept) < kept.taken else f"of {count} readouts"
@@ -266,7 +266,7 @@ def gridded(kept: Kept, metadata: Any, folders: tuple[Path, ...]) -> Iterator[is
 
     scan = spiral.SpiralScan(ViewSharingConfig(metafile_paths=folders), metadata, logger.debug)
     slices: dict[int, list[spiral.SpiralReadout]] = {}
-    for readout in scan.readouts(_usable(kept, lambda each: each.data.shape)):
+    for readout in scan.readouts(_usable(kept, metadata, lambda each: each.data.shape)):
         arms = slices.setdefault(readout.head.idx.slice, [])
         if arms and arms[-1].orientation != readout.orientation:
             arms.clear()
@@ -291,7 +291,7 @@ def transformed(kept: Kept, metadata: Any) -> Iterator[ismrmrd.Image]:
 
     to_pixels = spiral.SeriesScale(metadata, logger.debug)
     index = 0
-    usable = _usable(kept, lambda each: each.data.shape[0])
+    usable = _usable(kept, metadata, lambda each: each.data.shape[0])
     for each in usable:
         np.nan_to_num(each.data, copy=False, nan=0, posinf=0, neginf=0)
     for plane in cartesian.sort_readouts(usable, metadata, logger.debug):
@@ -302,8 +302,8 @@ def transformed(kept: Kept, metadata: Any) -> Iterator[ismrmrd.Image]:
             )
 
 
-def _usable(kept: Kept, shape: Callable[[ismrmrd.Acquisition], Any]) -> list[ismrmrd.Acquisition]:
+def _usable(kept: Kept, metadata: Any, shape: Callable[[ismrmrd.Acquisition], Any]) -> list[ismrmrd.Acquisition]:
     """Readouts without those imaging ones that are unlike most: one of them may be what made the module fail."""
     readouts = [item for item in kept if isinstance(item, ismrmrd.Acquisition)]
-    most_common, _ = Counter(shape(each) for each in readouts if is_imaging(each)).most_common(1)[0]
-    return [each for each in readouts if not is_imaging(each) or shape(each) == most_common]
+    most_common, _ = Counter(shape(each) for each in readouts if is_imaging(each, metadata)).most_common(1)[0]
+    return [each for each in readouts if not is_imaging(each, metadata) or shape(each) == most_common]

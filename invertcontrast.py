@@ -48,8 +48,7 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     imgGroups: dict[int, list[ismrmrd.Image]] = {}  # by series
     for item in connection:
         if isinstance(item, ismrmrd.Acquisition):
-            if cartesian.is_imaging(item):
-                acqGroup.append(item)
+            acqGroup.append(item)
         elif isinstance(item, ismrmrd.Image):
             if item.image_type not in (0, ismrmrd.IMTYPE_MAGNITUDE):
                 connection.send_image(item)  # a phase or a complex image has no contrast to invert
@@ -71,7 +70,7 @@ def process_raw(acqGroup: list[Any], connection: Any, config: Any, metadata: Any
     Parameters
     ----------
     acqGroup
-        The imaging readouts of the scan.
+        The readouts of the scan; those that are none of imaging are left out.
     connection
         For warnings to the client.
     config, metadata
@@ -102,7 +101,7 @@ def process_raw(acqGroup: list[Any], connection: Any, config: Any, metadata: Any
             reconstructed.append((data[..., iPhase], head, plane.field_of_view))
 
     bits = mrdhelper.bits_stored(metadata)
-    maximum = max(mrdhelper.largest_magnitude(pixels) for pixels, _, _ in reconstructed)
+    maximum = max((mrdhelper.largest_magnitude(pixels) for pixels, _, _ in reconstructed), default=0.0)
     imgGroup = []
     for index, (pixels, head, field_of_view) in enumerate(reconstructed, start=1):
         pixels = pixels.astype(np.complex64) if wantComplex else mrdhelper.scale_to_int16(pixels, bits, maximum)

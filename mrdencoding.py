@@ -8,7 +8,13 @@ import ismrmrd
 from fourier import Axis
 
 MAX_MATRIX = 8192  # pixels of one axis
-NOT_CARTESIAN = ("radial", "goldenangle", "spiral")
+CARTESIAN = "cartesian"
+ELSEWHERE = {  # by the header's trajectory: who can make an image of it
+    "spiral": "simplenufft1arm reconstructs spirals, from the metafile of their sequence",
+    "epi": "no module here reconstructs EPI, whose readouts need regridding of the ramps and a phase correction of the "
+    "reversed lines, else the image is distorted and has a ghost; once both are done, 'cartesian' is right",
+}
+SAME_CONTRAST = ("embedded", "interleaved")  # calibration modes whose calibration lines are of the image's own contrast
 NOT_IMAGING_FLAGS = (
     ismrmrd.ACQ_IS_NOISE_MEASUREMENT,
     ismrmrd.ACQ_IS_NAVIGATION_DATA,
@@ -23,17 +29,40 @@ NOT_IMAGING_FLAGS = (
 NOT_IMAGING_MASK = sum(1 << (flag - 1) for flag in NOT_IMAGING_FLAGS)
 
 
-def is_imaging(acquisition: Any) -> bool:
-    """Whether a readout (or its header) belongs into an image.
+def is_imaging(acquisition: Any, metadata: Any = None) -> bool:
+    """True for a readout (or its header) that belongs into an image.
 
-    Noise, navigator, phase correction, feedback, dummy, coil correction and phase stabilisation readouts do not, nor do
-    calibration lines, unless they are flagged as calibration and imaging.
+    Noise, navigator, phase correction, feedback, dummy, coil correction and phase stabilisation readouts do not. Lines
+    flagged as calibration only do where the header's calibration mode is embedded or interleaved: they are lines of the
+    same scan. With another mode, or none, they may have another contrast.
+
+    Parameters
+    ----------
+    acquisition
+        The readout or its header.
+    metadata
+        The MRD header; without it lines flagged as calibration only do not belong into an image.
     """
     if acquisition.flags & NOT_IMAGING_MASK:
         return False
-    return not acquisition.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION) or acquisition.is_flag_set(
+    if not is_calibration_only(acquisition):
+        return True
+    return calibration_mode(metadata, acquisition.encoding_space_ref) in SAME_CONTRAST
+
+
+def is_calibration_only(acquisition: Any) -> bool:
+    """True for a readout (or its header) flagged as calibration, and not as calibration and imaging."""
+    return acquisition.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION) and not acquisition.is_flag_set(
         ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING
     )
+
+
+def calibration_mode(metadata: Any, encoding_space_ref: int) -> str | None:
+    """Calibration mode of an encoding ('embedded', 'separate', ...); None when the header does not say."""
+    encodings = getattr(metadata, "encoding", None) or []
+    parallel = encodings[encoding_space_ref].parallelImaging if encoding_space_ref < len(encodings) else None
+    mode = getattr(parallel, "calibrationMode", None)
+    return getattr(mode, "value", mode)
 
 
 def is_mirrored(metadata: Any) -> bool:
@@ -49,7 +78,7 @@ def is_mirrored(metadata: Any) -> bool:
 
 
 def encoding_of(metadata: Any, encoding_space_ref: int) -> Any:
-    """Return the header's encoding that a readout refers to.
+    """Return the header's encoding that a readout refers to, if it is Cartesian.
 
     Raises
     ------
@@ -62,9 +91,12 @@ def encoding_of(metadata: Any, encoding_space_ref: int) -> Any:
     if encoding_space_ref >= len(encodings):
         raise ValueError(f"a readout refers to encoding space {encoding_space_ref}; the header has {len(encodings)}")
     encoding = encodings[encoding_space_ref]
-    trajectory = getattr(encoding.trajectory, "value", encoding.trajectory)
-    if trajectory in NOT_CARTESIAN:
-        raise ValueError(f"the header's trajectory is '{trajectory}'; a Cartesian reconstruction cannot handle it")
+    trajectory = str(getattr(encoding.trajectory, "value", encoding.trajectory)).lower()
+    if trajectory != CARTESIAN:
+        who = ELSEWHERE.get(trajectory, "no module here reconstructs that yet")
+        raise ValueError(
+            f"the header's trajectory is '{trajectory}', a Cartesian reconstruction needs 'cartesian'; {who}"
+        )
     return encoding
 
 

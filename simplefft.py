@@ -1,7 +1,8 @@
 """Cartesian reconstruction at its simplest: Fourier transform, root sum of squares, oversampling removed.
 
 Send raw data with config ``simplefft``. One magnitude image comes back for each repetition, slice, contrast, set and
-cardiac phase, as soon as the repetition is complete. Several averages are averaged, undersampled data is zero-filled.
+cardiac phase, as soon as the repetition is complete. Several averages are averaged, undersampled and partial Fourier
+data are zero-filled. A scan whose header does not call it Cartesian, such as EPI, is refused: its image would be wrong.
 """
 
 import functools

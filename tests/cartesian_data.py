@@ -37,6 +37,7 @@ def make_header(
     bits=None,
     trajectory="cartesian",
     acceleration=1,
+    calibration=None,
     **limits,
 ):
     """MRD header; sizes and fields of view are (x, y, z), limits are (minimum, maximum, center)."""
@@ -59,7 +60,10 @@ def make_header(
             **{name: xsd.limitType(minimum=a, maximum=b, center=c) for name, (a, b, c) in limits.items()}
         ),
         parallelImaging=xsd.parallelImagingType(
-            accelerationFactor=xsd.accelerationFactorType(kspace_encoding_step_1=acceleration, kspace_encoding_step_2=1)
+            accelerationFactor=xsd.accelerationFactorType(
+                kspace_encoding_step_1=acceleration, kspace_encoding_step_2=1
+            ),
+            calibrationMode=None if calibration is None else xsd.calibrationModeType(calibration),
         ),
     )
     parameters = None

@@ -1,4 +1,5 @@
 import random
+import re
 
 import ismrmrd
 import numpy as np
@@ -42,6 +43,45 @@ def test_is_imaging(flags, expected):
     readout = make_readout(np.ones((1, 4)), flags=flags)
     assert cartesian.is_imaging(readout) is expected
     assert cartesian.is_imaging(readout.getHead()) is expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "used", "told"),
+    [("embedded", True, False), ("interleaved", True, False), ("separate", False, False), ("external", False, False),
+     ("other", False, True), (None, False, True)],
+)  # fmt: skip
+def test_calibration_lines_belong_into_the_image_by_the_mode_of_the_header(mode, used, told):
+    header = make_header((4, 5, 1), calibration=mode, acceleration=2, kspace_encoding_step_1=(0, 4, 2))
+    readouts = [make_readout(np.full(4, 1 + row), row=row) for row in (0, 2, 4)]
+    readouts += [make_readout(np.full(4, 7), row=row, flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION]) for row in (1, 3, 3)]
+    flags = [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION, ismrmrd.ACQ_IS_PHASECORR_DATA]
+    readouts.append(make_readout(np.full(4, 9), row=1, flags=flags))
+    planes, warnings = planes_of(readouts, header)
+    assert planes[0].kspace[0, :, 0, 0].tolist() == ([1, 7, 3, 7, 5] if used else [1, 0, 3, 0, 5])
+    assert any("aliasing" in text for text in warnings) is not used
+    assert [text for text in warnings if f"calibrationMode is {mode or 'absent'}" in text] == warnings[:1] * told
+
+
+def test_calibration_lines_of_another_encoding_space_follow_its_own_mode():
+    header = make_header((4, 3, 1), calibration="embedded")
+    header.encoding += make_header((4, 3, 1), calibration="separate").encoding
+    readouts = readouts_of(np.full((3, 4), 2.0))
+    readouts += readouts_of(np.full((3, 4), 9.0), encoding_space_ref=1, flags=[ismrmrd.ACQ_IS_PARALLEL_CALIBRATION])
+    planes, warnings = planes_of(readouts, header)
+    assert len(planes) == 1
+    np.testing.assert_allclose(planes[0].kspace, 2)
+    assert not warnings
+
+
+def test_readouts_of_another_encoding_space_are_an_image_of_their_own():
+    header = make_header((4, 3, 1))
+    header.encoding += make_header((6, 5, 1)).encoding
+    planes, warnings = planes_of(
+        readouts_of(np.full((3, 4), 2.0)) + readouts_of(np.full((5, 6), 9.0), encoding_space_ref=1), header
+    )
+    assert [plane.kspace.shape[1:3] for plane in planes] == [(3, 4), (5, 6)]
+    assert [np.unique(plane.kspace).tolist() for plane in planes] == [[2], [9]]
+    assert not warnings
 
 
 # -------------------------------------------------------------------------------------------- geometry
@@ -172,7 +212,7 @@ def test_averages_and_segments_are_merged_by_their_mean():
     plane = one_plane(readouts, header)
     np.testing.assert_allclose(plane.kspace[0, 0, :, 0], 3)
     np.testing.assert_allclose(plane.kspace[0, 1, :, 0], [1, 1, 3, 3])
-    np.testing.assert_array_equal(plane.sampled, [[3], [2]])
+    np.testing.assert_array_equal(plane.sampled, [[[3], [2]]])
 
 
 def test_counters_make_planes_and_phases():
@@ -208,6 +248,68 @@ def test_readouts_outside_the_matrix_are_reported_not_wrapped():
     np.testing.assert_allclose(planes[0].kspace, 1)
     assert len(warnings) == 1
     assert warnings[0].startswith("4 readouts")
+
+
+def test_readouts_that_all_lie_outside_the_matrix_are_an_error_that_says_where_they_lie():
+    header = make_header((8, 4, 1), kspace_encoding_step_1=(0, 3, 2))
+    with pytest.raises(ValueError, match=r"none of 2 readouts .*_encode_step_1 is 40 where 0 to 3 would be right"):
+        planes_of([make_readout(np.ones(8), row=row) for row in (40, 41)], header)
+    with pytest.raises(ValueError, match=r"kspace_encode_step_2 is 5 where 0 to 0 would be"):
+        planes_of([make_readout(np.ones(8), partition=5)], header)
+    with pytest.raises(ValueError, match=r"samples begin at column 15 of 8"):
+        planes_of([make_readout(np.ones(20), center=1, discard_pre=12)], header)
+
+
+def test_a_slice_that_lies_outside_the_matrix_gives_no_black_image():
+    header = make_header((8, 4, 1), kspace_encoding_step_1=(0, 3, 2))
+    planes, warnings = planes_of([*readouts_of(np.ones((4, 8))), make_readout(np.ones(8), row=99, slice=1)], header)
+    assert [plane.head.idx.slice for plane in planes] == [0]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("1 readouts")
+
+
+def test_a_cardiac_phase_that_lies_outside_the_matrix_does_not_stop_the_others():
+    header = make_header((8, 4, 1), kspace_encoding_step_1=(0, 3, 2))
+    planes, warnings = planes_of([*readouts_of(np.ones((4, 8))), make_readout(np.ones(8), row=99, phase=1)], header)
+    np.testing.assert_allclose(planes[0].kspace[..., 0], 1)
+    assert [text[:10] for text in warnings] == ["1 readouts"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "limits", "text"),
+    [
+        (range(16), (0, 15, 8), None),
+        (range(4, 13), (0, 8, 4), None),  # the protocol's resolution: the limits promise no more
+        (range(4, 12), (0, 15, 8), "8 of 16 phase encoding lines were acquired, those about the k-space centre: "),
+        (range(5, 16), (0, 15, 8), "11 of 16 phase encoding lines were acquired, more on one side"),
+        (range(5, 16), None, "11 of 16 phase encoding lines were acquired, more on one side"),
+        (range(8), (0, 15, 8), "8 of 16 phase encoding lines were acquired, without the k-space centre"),
+        ([0, 2, 4, 6, 8, 10, 12, 14], (0, 15, 8), "8 of 16 phase encoding lines were acquired: .* expect aliasing"),
+        ([4, 6, 8, 10, 12], (0, 15, 8), "5 of 16 phase encoding lines were acquired: .* expect aliasing"),
+        ([8, 11, 14], (0, 0, 0), "3 of 7 phase encoding lines were acquired: .* expect aliasing"),  # limits never set
+    ],
+)
+def test_what_missing_lines_do_is_said(rows, limits, text):
+    first = 8 - limits[2] if limits else 0
+    header = make_header((4, 16, 1), **({} if limits is None else {"kspace_encoding_step_1": limits}))
+    planes, warnings = planes_of([make_readout(np.ones(4), row=row - first) for row in rows], header)
+    assert len(warnings) == (text is not None)
+    assert text is None or re.search(text, warnings[0])
+    assert np.flatnonzero(planes[0].kspace[0, :, 0, 0]).tolist() == list(rows)
+
+
+def test_missing_lines_of_a_slab():
+    """Acceleration along the partitions, a shifted pattern, half of the partitions; corners are left out on purpose."""
+    header = make_header((2, 6, 6), acceleration=2, kspace_encoding_step_1=(0, 5, 3), kspace_encoding_step_2=(0, 5, 3))
+
+    def warning(chosen):
+        places = [(y, z) for z in range(6) for y in range(6) if chosen(y, z)]
+        return planes_of([make_readout(np.ones(2), row=y, partition=z) for y, z in places], header)[1]
+
+    assert "18 of 36 phase encoding lines were acquired (acceleration 2 x 1)" in warning(lambda y, z: z % 2 == 0)[0]
+    assert "expect aliasing" in warning(lambda y, z: (y + z) % 2 == 0)[0]
+    assert "24 of 36 phase encoding lines were acquired, more on one side" in warning(lambda y, z: z < 4)[0]
+    assert not warning(lambda y, z: (y - 2.5) ** 2 + (z - 2.5) ** 2 < 10)
 
 
 def test_missing_lines_are_reported_once():
@@ -316,8 +418,42 @@ def test_sizes_are_bounded(monkeypatch):
 def test_unknown_encoding_space_and_trajectory():
     with pytest.raises(ValueError, match="encoding space 3; the header has 1"):
         planes_of([make_readout(np.ones(4), encoding_space_ref=3)], make_header((4, 4, 1)))
-    with pytest.raises(ValueError, match="'spiral'"):
-        planes_of([make_readout(np.ones(4))], make_header((4, 4, 1), trajectory="spiral"))
+    header = make_header((4, 4, 1))
+    header.encoding[0].trajectory = "Cartesian"  # the schema's library passes on what is none of its words
+    assert len(planes_of(readouts_of(np.ones((4, 4))), header)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "right"),
+    [("epi", "no module here reconstructs EPI"), ("radial", "no module here"), ("goldenangle", "no module here"),
+     ("spiral", "simplenufft1arm"), ("other", "no module here")],
+)  # fmt: skip
+def test_a_trajectory_that_is_not_cartesian_is_refused_at_its_first_readout(trajectory, right):
+    def scan():
+        yield make_readout(np.ones(4))
+        pytest.fail("asked for more")
+
+    with pytest.raises(ValueError, match=f"trajectory is '{trajectory}', .* needs 'cartesian'; {right}"):
+        planes_of(scan(), make_header((4, 4, 1), trajectory=trajectory))
+
+
+def with_trajectory(k):
+    readout = ismrmrd.Acquisition.from_array(np.ones((1, len(k)), np.complex64), k.astype(np.float32))
+    readout.center_sample = len(k) // 2
+    return readout
+
+
+def test_a_trajectory_in_the_readouts_must_be_cartesian():
+    """A spiral and a ramp-sampled readout in a scan that the header calls Cartesian, and lines that are."""
+    header, angle, line = make_header((64, 4, 1)), np.linspace(0, 20, 64), np.linspace(-0.5, 0.5, 64)
+    spiral = np.stack([angle * np.cos(angle), angle * np.sin(angle)], axis=1)
+    ramps = np.stack([np.sin(np.pi * line), np.zeros(64)], axis=1)
+    for k in (spiral, ramps, spiral - spiral[::-1]):
+        with pytest.raises(ValueError, match="no straight line with samples at equal distances"):
+            planes_of([with_trajectory(k)], header)
+    noisy = line + np.random.default_rng(1).normal(0, 1e-3, 64)
+    for k in (line, noisy, line[::-1], np.zeros(64), np.full(64, np.nan)):
+        assert len(planes_of([with_trajectory(np.stack([k, np.full(64, 0.2)], axis=1))], header)[0]) == 1
 
 
 def test_orientation_is_decided_by_the_vendor():

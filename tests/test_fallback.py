@@ -7,6 +7,7 @@ import threading
 import time
 
 import ismrmrd
+import ismrmrd.xsd
 import numpy as np
 import pytest
 from ismrmrd.serialization import ConfigFile
@@ -254,6 +255,19 @@ def test_data_that_nothing_can_be_made_of(server, connect, tmp_path, header, sai
     assert len(texts) == 2
     assert texts[1].startswith("WARNING  no fallback image could be made: ValueError: ")
     assert said in texts[1]
+
+
+@pytest.mark.parametrize("module", ["simplefft", "invertcontrast"])
+@pytest.mark.parametrize("trajectory", ["epi", "other"])
+def test_refused_trajectory_gives_no_image_that_is_wrong(server, connect, module, trajectory):
+    """Neither the module's nor a fallback image, which would be the same wrong one."""
+    header, readouts = cartesian_scan()
+    header.encoding[0].trajectory = ismrmrd.xsd.trajectoryType(trajectory)
+    images, texts = hold(connect(server(module_folders=(PROJECT,)).address), module, header, readouts)
+    assert not images
+    assert texts[0].startswith(f"ERROR    {module} failed: ValueError: the header's trajectory is '{trajectory}'")
+    assert texts[1].startswith("WARNING  no fallback image could be made: ")
+    assert len(texts) == 2
 
 
 def test_silence_of_the_peer_does_not_keep_it_from_its_images(server, connect, tmp_path):

@@ -198,6 +198,7 @@ def test_raw_series_has_one_scale_and_counts_images():
 
 def test_nothing_comes_of_nothing():
     assert not run([]).images
+    assert not run([make_readout(np.ones(4), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])], make_header()).images
     assert invertcontrast.process_image([], None, "invertcontrast", "") == []
 
 
