@@ -81,7 +81,6 @@ def counting(server, connect, tmp_path):
 
 @pytest.mark.parametrize("code", FULL, ids=[errno.errorcode[code] for code in FULL])
 def test_disk_that_fills_up_costs_the_rest_of_the_recording(counting, monkeypatch, code):
-    claim = recorder._claim
     opening = len(bytes_of(ConfigFile("counting"), make_header()))
     room = opening + 10 * READOUT + 17
 
@@ -89,7 +88,6 @@ def test_disk_that_fills_up_costs_the_rest_of_the_recording(counting, monkeypatc
         return FailingFile(create_new(folder, stem, suffix), room, code)
 
     monkeypatch.setattr(recorder, "_create_new", create_new)
-    monkeypatch.setattr(recorder, "_claim", lambda file: claim(file._file))
     monkeypatch.setattr(recorder, "_reserve", lambda *_: None)
     texts, folder = counting(50)
     assert texts[-1] == "received 50"
@@ -144,7 +142,7 @@ def test_last_room_of_a_disk_is_used(tmp_path, monkeypatch):
     running.write(memoryview(bytes(3 * MIB)))
     assert len(told) == 1
     assert running.stream_path.stat().st_size == 2 * MIB
-    running._file.close()
+    running.finish()
 
 
 LIMITED = """
@@ -153,7 +151,7 @@ sys.path[:0] = {paths!r}
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 import recorder
 said = []
-running = recorder.Recorder(pathlib.Path({folder!r}), "session-1", b"", None, said.append, convert=False)
+running = recorder.Recorder(pathlib.Path({folder!r}), "session-1", b"", None, said.append)
 content = pathlib.Path({source!r}).read_bytes()
 for start in range(0, len(content), 5000):
     running.write(memoryview(content)[start : start + 5000])
