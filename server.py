@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from converter import Converter
 from doorkeeper import Doorkeeper, Visitor
@@ -19,7 +20,16 @@ from session import BUILT_IN, Session, SessionOptions
 from summary import Outcome, SessionSummary
 from workers import BREAK_OFF_WAIT, ProcessWorker, ThreadWorker, Worker, warm_up_processes
 
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None
+
 logger = logging.getLogger(__name__)
+
+# How many file handles are to be free when a session begins: its socket, its recording, its module, and what the
+# sessions beside it are just about to open.
+HANDLES = 16
 
 # How often ended sessions are looked after while no connection comes [s].
 HOUSEKEEPING = 5.0
@@ -91,6 +101,7 @@ class Server:
         self._workers: list[Worker] = []
         self._converter = Converter(options.session.limits) if options.session.convert else None
         self._session_count = 0
+        self._accepting = True
         self._door = Doorkeeper(options.session.limits, ended)
         self._listener = _listen(options.host, options.port)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
@@ -160,10 +171,13 @@ class Server:
             sock, address = self._listener.accept()
         except BlockingIOError:
             return  # it was not the listener that woke the loop, or the peer is gone again
-        except OSError as error:  # the process has no file descriptors left
-            logger.error("A connection could not be accepted: %s", error)
+        except OSError as error:  # the process has no file handles left
+            if self._accepting:  # told once: the client waits, and it is tried again at once
+                logger.error("Connections cannot be accepted, and wait until they can: %s", error)
+            self._accepting = False
             self._stopped.wait(0.1)
             return
+        self._accepting = True
         self._session_count += 1
         visitor = Visitor(sock, f"session-{self._session_count}", f"{address[0]}:{address[1]}")
         logger.info("connected from %s", visitor.peer, extra={"session": visitor.name})
@@ -172,11 +186,14 @@ class Server:
         elif self._options.overload == "wait":
             self._door.admit(visitor, self.running)
         else:
-            limit = f"its limit ({flag_of('sessions')})"
+            full = self.running >= self._options.session.limits.sessions
+            limit = f"its limit ({flag_of('sessions')})" if full else "and has no file handles for more (ulimit -n)"
             self._door.refuse(visitor, f"the server already serves {self.running} sessions, {limit}: try again later")
 
     def _has_place(self) -> bool:
-        return self.running < self._options.session.limits.sessions and not self._stopped.is_set()
+        if self._stopped.is_set() or self.running >= self._options.session.limits.sessions:
+            return False
+        return not self.running or _has_handles()  # it may be those who wait that have all handles
 
     def _serve(self, visitor: Visitor) -> None:
         sock, name, peer = visitor.sock, visitor.name, visitor.peer
@@ -236,6 +253,17 @@ class Server:
         self._forget_ended()
         if self._converter is not None:
             self._converter.finish(max(0.0, patience))
+
+
+def _has_handles() -> bool:
+    """Whether this process may open so many more files and sockets that a session can begin."""
+    if resource is None or not (handles := Path("/proc/self/fd")).is_dir():
+        return True
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        return limit == resource.RLIM_INFINITY or len(list(handles.iterdir())) + HANDLES <= limit
+    except OSError:  # not even one is left
+        return False
 
 
 def _break_off(workers: list[Worker], reason: str) -> None:

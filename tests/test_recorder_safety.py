@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import shutil
+import socket
 import stat
 import struct
 import subprocess
@@ -16,11 +17,13 @@ import pytest
 from ismrmrd.serialization import ConfigFile
 
 import recorder
-from conftest import bytes_of, header_xml, make_acquisition, make_header, write_module
+from conftest import PATIENCE, Peer, bytes_of, header_xml, make_acquisition, make_header, write_module
 from constants import MessageId
 from limits import MIB, Limits
 from mrdfile import MrdReader
 from recorder import Recorder, convert_stream, make_folder, protocol_name
+from reliability.serverprocess import ServerProcess
+from server import HANDLES
 
 COUNTING = """
 def process(connection, config, metadata):
@@ -280,3 +283,47 @@ def test_no_protocol_name_leaves_the_folder_or_its_alphabet(tmp_path, protocol):
     assert list(folder.iterdir()) == [converted]
     assert converted.name == "_".join(part for part in ("2026-01-02_03-04-05", name) if part) + ".h5"
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+# ---- file handles --------------------------------------------------------------------------------------------------
+
+
+def test_server_without_file_handles_tells_each_client_in_a_line_and_saves_the_others(tmp_path):
+    write_module(tmp_path, "counting", COUNTING)
+    running, peers, refused = ServerProcess(tmp_path, "-s"), [], 0
+    try:
+        _, hard = running.process.rlimit(resource.RLIMIT_NOFILE)
+        running.process.rlimit(resource.RLIMIT_NOFILE, (running.process.num_fds() + HANDLES + 6, hard))
+        for number in range(8):
+            peer = Peer(socket.create_connection(running.address, timeout=PATIENCE))
+            peer.send(ConfigFile("counting"), make_header(), make_acquisition(number))
+            identifier, length = struct.unpack("<HI", peer.reader.read(6))
+            assert identifier == MessageId.TEXT
+            text = peer.reader.read(length).decode()
+            if text == "started":
+                peers.append(peer)
+            else:
+                assert text.startswith("ERROR    the server already serves ")
+                assert "no file handles" in text
+                assert peer.receive() == []
+                peer.close()
+                refused += 1
+        assert peers
+        assert refused
+        for peer in peers:
+            peer.send_close()
+            assert peer.receive() == ["received 1"]
+        assert running.stop() == 0
+    finally:
+        running.end_all()
+        for peer in peers:
+            peer.close()
+    log = running.log()
+    assert "ERROR" not in log
+    assert "Traceback" not in log
+    assert log.count("no file handles") == refused
+    saved = list(running.saved.iterdir())
+    assert len(saved) == len(peers)
+    for path in saved:
+        with MrdReader(path) as reader:
+            assert reader.acquisition_count == 1
