@@ -186,8 +186,9 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_recording_of_a_process_is_converted_when_it_has_ended(server, connect, tmp_path, caplog, ending):
+def test_recording_of_a_process_is_converted_when_it_has_ended(server, connect, tmp_path, caplog, monkeypatch, ending):
     """Nobody connects meanwhile, and no earlier recording that is kept is tried again."""
+    monkeypatch.setattr("server.HOUSEKEEPING", 600.0)
     write_module(tmp_path, "ends", f"import os\ndef process(connection, config, metadata): {ENDINGS[ending]}\n")
     options = {"module_folders": (tmp_path,), "save_data": True, "server_options": {"processes": True}}
     running = server(**options, save_folder=tmp_path / "kept")

@@ -38,24 +38,28 @@ def test_several_converters_at_once_lose_nothing(tmp_path):
 
 
 def test_stream_stays_claimed_until_it_is_gone(stream, monkeypatch):
-    """A second converter comes at the very moments at which the first has done a step."""
+    """A second converter comes at the very moments before and after each step of the first."""
     seen = []
 
-    def then_try(function):
+    def come() -> None:
+        if threading.current_thread() is threading.main_thread():
+            other = threading.Thread(target=lambda: seen.append(convert_stream(stream)))
+            other.start()
+            other.join()
+
+    def between(function):
         def call(path, *arguments, **keywords):
+            come()
             done = function(path, *arguments, **keywords)
-            if threading.current_thread() is threading.main_thread() and path.parent == stream.parent:
-                other = threading.Thread(target=lambda: seen.append(convert_stream(stream)))
-                other.start()
-                other.join()
+            come()
             return done
 
         return call
 
     for name in ("replace", "unlink"):
-        monkeypatch.setattr(recorder.Path, name, then_try(getattr(recorder.Path, name)))
+        monkeypatch.setattr(recorder.Path, name, between(getattr(recorder.Path, name)))
     target = convert_stream(stream)
-    assert len(seen) >= 3
+    assert len(seen) >= 6
     assert set(seen) == {None}
     assert list(stream.parent.iterdir()) == [target]
 
