@@ -1,23 +1,28 @@
 """Keeps what a session receives: an append-only ISMRMRD stream while it arrives, an MRD .h5 when it is over.
 
 Receiving never waits for HDF5. The stream file holds the very bytes that came in, so that a crash costs nothing that
-the operating system had been given. The conversion runs in a process of its own, ``python recorder.py STREAM``: it
-takes no time from other sessions, and HDF5, which may crash on a full disk, takes nothing with it. What was left
-unconverted is finished at the next start of the server, or by ``python recorder.py FOLDER``.
+the operating system had been given. The conversion runs in a process of its own (`converter`): it takes no time from
+other sessions, and HDF5, which may crash on a full disk, takes nothing with it. What was left unconverted is finished
+at the next start of the server, or by ``python recorder.py FOLDER``.
+
+Any number of processes may look for streams in a folder. Whoever writes or converts a stream holds a lock on it, the
+claim, until it is written, or until the MRD file has its name and the stream is gone.
 """
 
 import argparse
 import contextlib
 import ctypes
 import errno
+import io
 import json
 import logging
 import os
 import re
 import shutil
-import subprocess
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +30,7 @@ from typing import BinaryIO
 from codec import MrdError, ProtocolError, read_messages
 from commandline import log_to
 from constants import MessageId
-from limits import MESSAGE_LIMITS, MIB, Limits, add_limits, as_arguments, flag_of, read_limits
+from limits import MESSAGE_LIMITS, MIB, Limits, add_limits, flag_of, read_limits
 from mrdfile import MrdWriter
 from mrdheader import parse_header
 
@@ -82,8 +87,9 @@ class Recorder:
     on_failure : callable
         Called once with a text when writing fails (a full disk): the session goes on without being recorded, and what
         was written before is kept.
-    convert : bool
-        Whether the MRD file is written at the end; else the stream is left for ``python recorder.py FOLDER``.
+    convert : callable, optional
+        Called with the stream's path when the stream is complete: has the MRD file written, and returns an event that
+        is set then. None: the stream is left, for others to convert.
 
     Raises
     ------
@@ -98,7 +104,7 @@ class Recorder:
         held: bytes | bytearray = b"",
         limits: Limits | None = None,
         on_failure: Callable[[str], None] | None = None,
-        convert: bool = True,
+        convert: Callable[[Path], threading.Event] | None = None,
     ) -> None:
         make_folder(folder)
         self._limits = limits or Limits()
@@ -106,12 +112,9 @@ class Recorder:
         self._convert = convert
         self._failed = False
         stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{re.sub(r'[^A-Za-z0-9-]', '-', session)}"
-        self._file = _create_new(folder, stem, STREAM_SUFFIX)
-        # Between its creation and the claim, another process may have taken the empty file for a leftover.
-        while not _claim(self._file) or os.fstat(self._file.fileno()).st_nlink == 0:
-            self._file.close()
-            self._file = _create_new(folder, stem, STREAM_SUFFIX)
-        self._conversion: Conversion | None = None
+        self._file, self._claim = _create_claimed(folder, stem)
+        self._given_up = False
+        self._converted = threading.Event()
         self.stream_path = Path(self._file.name)
         self._size = self._reserved = 0
         self.write(memoryview(held))
@@ -164,59 +167,20 @@ class Recorder:
         there = self.check()
         with contextlib.suppress(OSError):
             self._file.truncate()  # gives back what was reserved
-        self._file.close()
-        if there and self._convert:
-            self._conversion = Conversion(self.stream_path, self._limits)
-            self._conversion.wait()
+        try:
+            self._file.close()
+        except OSError as error:  # a network share may tell only now that it is full
+            self._fail(f"What came in may not have been saved whole: {self.stream_path} cannot be closed: {error}")
+        _release(self._claim)
+        if there and self._convert is not None:
+            self._converted = self._convert(self.stream_path)
+            if not self._given_up:
+                self._converted.wait()
 
     def give_up(self) -> None:
-        """Break off a conversion that runs, from another thread: the next start of the server finishes it."""
-        if self._conversion is not None:
-            self._conversion.stop()
-
-
-class Conversion:
-    """Turns a stream, or all that were left in a folder, into MRD files in a process of its own.
-
-    Parameters
-    ----------
-    path : Path
-        The stream file or the folder.
-    limits : Limits, optional
-        Limits on the messages, and on the room that is left on the disk.
-    """
-
-    def __init__(self, path: Path, limits: Limits | None = None) -> None:
-        options = ["--log-json", *as_arguments(limits or Limits(), *CONVERSION_LIMITS)]
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), *options, str(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # Ctrl+C reaches the server's process group; the server decides when to end
-        )
-        self._path = path
-
-    def wait(self) -> None:
-        """Wait for it, and log what it says."""
-        said, printed = self._process.communicate()
-        for line in filter(None, said.split("\n")):
-            try:
-                entry = json.loads(line)
-                level, text = logging.getLevelNamesMapping()[entry["level"]], entry["message"]
-            except (ValueError, TypeError, KeyError):  # printed by a library: it may hold what a client has sent
-                level, text = logging.WARNING, line
-            logger.log(level, "%s", text)
-        for line in filter(None, printed.split("\n")):
-            logger.warning("%s", line)
-        if self._process.returncode:
-            logger.error("%s has not been converted, it is kept as it is", self._path)
-
-    def stop(self) -> None:
-        """End it; nothing is lost."""
-        self._process.terminate()
+        """Have `finish` not wait for the MRD file, from another thread."""
+        self._given_up = True
+        self._converted.set()
 
 
 def _create_new(folder: Path, stem: str, suffix: str) -> BinaryIO:
@@ -261,15 +225,83 @@ def _reserve(file: BinaryIO, start: int, length: int) -> None:
         logger.debug("No room could be reserved: %s", os.strerror(ctypes.get_errno()))
 
 
-def _claim(file: BinaryIO) -> bool:
-    """Lock a stream file for this process; False when another process has it."""
-    if fcntl is None:
-        return True
+# ---- who may convert and remove a stream ---------------------------------------------------------------------------
+
+# A lock belongs to all processes that have the open file, so that a forked child would keep it for as long as it lives.
+_claims: weakref.WeakSet[io.FileIO] = weakref.WeakSet()
+
+
+def _drop_claims() -> None:
+    for claim in list(_claims):
+        claim.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_claims)
+
+
+def _claim(path: Path) -> io.FileIO | None:
+    """Open a stream and lock it for this process; None when another process has it, or has removed it.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, or the file system has no locks.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file = io.FileIO(path, "rb+")  # some network shares lock only what is open for writing
+    except FileNotFoundError:
+        return None
+    _claims.add(file)
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_named(path, file):  # and not the former file of that name, which another process had until now
+            return file
+    except BlockingIOError:
+        pass
     except OSError:
+        file.close()
+        raise
+    file.close()
+    return None
+
+
+def _is_named(path: Path, file: BinaryIO) -> bool:
+    """Whether a path still is the name of an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
         return False
-    return True
+
+
+def _release(claim: io.FileIO) -> None:
+    """Unlock a stream, also where a process that is just being started has the open file as well."""
+    if fcntl is not None:
+        fcntl.flock(claim, fcntl.LOCK_UN)
+    claim.close()
+
+
+def _create_claimed(folder: Path, stem: str) -> tuple[BinaryIO, io.FileIO]:
+    """Open a new stream for writing, and claim it."""
+    while True:
+        file = _create_new(folder, stem, STREAM_SUFFIX)
+        path = Path(file.name)
+        try:
+            claim = _claim(path)
+        except OSError:
+            file.close()
+            path.unlink()
+            raise
+        # Between its creation and the claim, another process may have taken the empty file for a leftover.
+        if claim is not None and os.path.sameopenfile(claim.fileno(), file.fileno()):
+            return file, claim
+        if claim is not None:
+            claim.close()
+        file.close()
+
+
+# ---- conversion ----------------------------------------------------------------------------------------------------
 
 
 def protocol_name(header_xml: str) -> str:
@@ -296,45 +328,55 @@ def convert_stream(path: Path, limits: Limits | None = None) -> Path | None:
     Returns
     -------
     Path or None
-        The MRD file; None when there were no data, another process has the stream, or the conversion failed (logged).
+        The MRD file; None when there were no data, another process has the stream or has converted it, or the
+        conversion failed (logged).
     """
-    limits = limits or Limits()
-    unfinished = path.with_suffix(".h5part")
     try:
-        with path.open("rb") as stream:
-            if not _claim(stream):
-                return None
-            unfinished.unlink(missing_ok=True)
-            if not path.stat().st_size:  # which no disk is too full for
-                path.unlink()
-                return None
-            _check_room(path, limits.disk)
-            try:
-                with MrdWriter(unfinished, keep_free=limits.disk, image_groups=IMAGE_GROUPS) as writer:
-                    protocol, data, readable = _copy_messages(stream, writer, limits)
-            except Exception:
-                unfinished.unlink(missing_ok=True)  # where the disk is full, its room is needed
-                raise
-        if not data:
-            unfinished.unlink()
-            if readable:
-                path.unlink()
-            else:
-                path.replace(path.with_suffix(".mrd.broken"))
+        if not path.is_file():
+            if path.exists():  # and has not been converted meanwhile
+                logger.warning("%s is passed over: it is no file, only its name is that of a recording", path)
             return None
-        stem = "_".join(part for part in (*path.stem.split("_")[:2], protocol) if part)
-        # The name is taken by making an empty file, so that no other recording is ever overwritten.
-        with _create_new(path.parent, stem, ".h5") as reserved:
-            target = Path(reserved.name)
-        unfinished.replace(target)
-        if readable:
-            path.unlink()
-        else:
-            path.replace(target.with_suffix(".mrd.broken"))
+        claim = _claim(path)
+        if claim is None:
+            return None
+        with io.BufferedReader(claim) as stream:
+            target = _convert_claimed(path, stream, limits or Limits())
     except Exception as error:  # noqa: BLE001 -- whatever one stream holds, the others are to be finished
         logger.error("%s could not be converted, it is kept as it is: %s", path, error)
         return None
-    logger.info("What came in was saved as %s", target)
+    if target is not None:
+        logger.info("What came in was saved as %s", target)
+    return target
+
+
+def _convert_claimed(path: Path, stream: BinaryIO, limits: Limits) -> Path | None:
+    """Convert a stream that this process has claimed; returns the MRD file, None when there were no data."""
+    facts = os.fstat(stream.fileno())
+    if not facts.st_size:  # which no disk is too full for
+        path.unlink()
+        return None
+    # The number belongs to the claimed file: who claims another one that is given the same name has another number.
+    unfinished = path.with_suffix(f".{facts.st_ino}.h5part")
+    unfinished.unlink(missing_ok=True)  # of a conversion that was killed
+    _check_room(path, limits.disk)
+    try:
+        with MrdWriter(unfinished, keep_free=limits.disk, image_groups=IMAGE_GROUPS) as writer:
+            protocol, data, readable = _copy_messages(stream, writer, limits)
+        target = None
+        if data:
+            stem = "_".join(part for part in (*path.stem.split("_")[:2], protocol) if part)
+            # The name is taken by making an empty file, so that no other recording is ever overwritten.
+            with _create_new(path.parent, stem, ".h5") as reserved:
+                target = Path(reserved.name)
+            unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)  # where the disk is full, its room is needed
+    if not _is_named(path, stream):
+        return target  # somebody has moved or removed the stream
+    if readable:
+        path.unlink()
+    else:
+        path.replace((target or path).with_suffix(".mrd.broken"))
     return target
 
 
@@ -375,6 +417,16 @@ def _copy_messages(stream: BinaryIO, writer: MrdWriter, limits: Limits) -> tuple
     return protocol, data, True
 
 
+def streams_in(folder: Path) -> list[Path]:
+    """Streams in a folder, those that another process still writes among them, by name."""
+    return sorted(folder.glob(f"*{STREAM_SUFFIX}"))
+
+
+def streams_of(folder: Path, session: str) -> list[Path]:
+    """Streams in a folder that have been recorded by sessions of that name."""
+    return [path for pattern in ("", "_*") for path in folder.glob(f"*_{session}{pattern}{STREAM_SUFFIX}")]
+
+
 def finish_leftovers(folder: Path, limits: Limits | None = None) -> list[Path]:
     """Convert the streams that an earlier run left in a folder; those that another process still writes are left alone.
 
@@ -383,8 +435,19 @@ def finish_leftovers(folder: Path, limits: Limits | None = None) -> list[Path]:
     list of Path
         The MRD files that were written.
     """
-    results = [convert_stream(path, limits) for path in sorted(folder.glob(f"*{STREAM_SUFFIX}"))]
+    results = [convert_stream(path, limits) for path in streams_in(folder)]
     return [result for result in results if result is not None]
+
+
+def follow(limits: Limits) -> None:
+    """Convert the streams that standard input names, for a `converter.Converter`: a JSON line each, [path, token].
+
+    When one is done, its token is printed: ``{"done": token}``. What a library prints cannot pass for that.
+    """
+    for line in sys.stdin:
+        path, token = json.loads(line)
+        convert_stream(Path(path), limits)
+        print("\n" + json.dumps({"done": token}), flush=True)  # behind whatever was printed without a line end
 
 
 def main() -> int:
@@ -392,21 +455,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Turn recordings that were left behind into MRD .h5 files.")
     parser.add_argument("path", type=Path, nargs="?", default=DEFAULT_FOLDER, help="folder, or one stream")
     parser.add_argument("--log-json", dest="as_json", action="store_true", help="log JSON, one object a line")
+    parser.add_argument("--follow", action="store_true", help=argparse.SUPPRESS)
     add_limits(parser, *CONVERSION_LIMITS)
     arguments = parser.parse_args()
     os.umask(os.umask(0o777) | (0o777 & ~FILE_MODE & ~FOLDER_MODE))  # HDF5 makes files with the mode that this leaves
     log_to(logging.StreamHandler(sys.stdout), False, None, as_json=arguments.as_json)
     limits = read_limits(arguments)
     path = arguments.path
-    if path.is_file():
-        convert_stream(path, limits)
+    if arguments.follow:
+        follow(limits)
         return 0
-    if not path.is_dir():
+    if path.is_dir():
+        finished = finish_leftovers(path, limits)
+        if finished:
+            logger.info("%d recordings finished in %s", len(finished), path)
+    elif path.exists():
+        convert_stream(path, limits)
+    else:
         logger.error("There is no folder %s", path)
         return 1
-    finished = finish_leftovers(path, limits)
-    if finished:
-        logger.info("%d recordings finished in %s", len(finished), path)
     return 0
 
 

@@ -8,17 +8,28 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from converter import Converter
 from doorkeeper import Doorkeeper, Visitor
 from limits import flag_of
 from memoryguard import MemoryGuard
 from module_loader import ModuleLoader
-from recorder import STREAM_SUFFIX, Conversion, make_folder
+from recorder import make_folder, streams_of
 from session import BUILT_IN, Session, SessionOptions
 from summary import Outcome, SessionSummary
 from workers import BREAK_OFF_WAIT, ProcessWorker, ThreadWorker, Worker, warm_up_processes
 
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None
+
 logger = logging.getLogger(__name__)
+
+# How many file handles are to be free when a session begins: its socket, its recording, its module, and what the
+# sessions beside it are just about to open.
+HANDLES = 16
 
 # How often ended sessions are looked after while no connection comes [s].
 HOUSEKEEPING = 5.0
@@ -88,11 +99,13 @@ class Server:
             make_folder(options.session.save_folder)
         self._stopped = threading.Event()
         self._workers: list[Worker] = []
-        self._conversions: list[Conversion] = []
+        self._converter = Converter(options.session.limits) if options.session.convert else None
         self._session_count = 0
+        self._accepting = True
         self._door = Doorkeeper(options.session.limits, ended)
         self._listener = _listen(options.host, options.port)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
+        self._selector = selectors.DefaultSelector()
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_sender.setblocking(False)
 
@@ -101,29 +114,31 @@ class Server:
         if self._options.processes:
             warm_up_processes()
         logger.info("Listening on %s:%d", *self.address)
-        self._finish_leftovers()
+        if self._converter is not None:
+            self._converter.start()
+            self._converter.convert_leftovers(self._options.session.save_folder)
         guard = MemoryGuard(self._options.session.limits, lambda: self._workers)
         guard.start()
         try:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._listener, selectors.EVENT_READ)
-                selector.register(self._wake_receiver, selectors.EVENT_READ)
-                while not self._stopped.is_set():
-                    ready = selector.select(DOORKEEPING if self._door.is_busy else HOUSEKEEPING)
-                    self._forget_ended()
-                    self._door.look(self.running)
-                    while self._has_place() and (visitor := self._door.next()) is not None:
-                        self._serve(visitor)
-                    if ready and not self._stopped.is_set():
-                        self._accept()
+            self._selector.register(self._listener, selectors.EVENT_READ)
+            self._selector.register(self._wake_receiver, selectors.EVENT_READ)
+            while not self._stopped.is_set():
+                ready = self._selector.select(DOORKEEPING if self._door.is_busy else HOUSEKEEPING)
+                self._forget_ended()
+                self._door.look(self.running)
+                while self._has_place() and (visitor := self._door.next()) is not None:
+                    self._serve(visitor)
+                if ready and not self._stopped.is_set():
+                    self._accept()
         finally:
             self._stopped.set()
             self._listener.close()
             self._door.close()
-            for conversion in list(self._conversions):  # which leave the list as they end
-                conversion.stop()
             self._end_sessions()
+            if self._converter is not None:
+                self._converter.stop()
             guard.stop()
+            self._selector.close()
             self._wake_receiver.close()
             self._wake_sender.close()
 
@@ -156,10 +171,13 @@ class Server:
             sock, address = self._listener.accept()
         except BlockingIOError:
             return  # it was not the listener that woke the loop, or the peer is gone again
-        except OSError as error:  # the process has no file descriptors left
-            logger.error("A connection could not be accepted: %s", error)
+        except OSError as error:  # the process has no file handles left
+            if self._accepting:  # told once: the client waits, and it is tried again at once
+                logger.error("Connections cannot be accepted, and wait until they can: %s", error)
+            self._accepting = False
             self._stopped.wait(0.1)
             return
+        self._accepting = True
         self._session_count += 1
         visitor = Visitor(sock, f"session-{self._session_count}", f"{address[0]}:{address[1]}")
         logger.info("connected from %s", visitor.peer, extra={"session": visitor.name})
@@ -168,11 +186,14 @@ class Server:
         elif self._options.overload == "wait":
             self._door.admit(visitor, self.running)
         else:
-            limit = f"its limit ({flag_of('sessions')})"
+            full = self.running >= self._options.session.limits.sessions
+            limit = f"its limit ({flag_of('sessions')})" if full else "and has no file handles for more (ulimit -n)"
             self._door.refuse(visitor, f"the server already serves {self.running} sessions, {limit}: try again later")
 
     def _has_place(self) -> bool:
-        return self.running < self._options.session.limits.sessions and not self._stopped.is_set()
+        if self._stopped.is_set() or self.running >= self._options.session.limits.sessions:
+            return False
+        return not self.running or _has_handles()  # it may be those who wait that have all handles
 
     def _serve(self, visitor: Visitor) -> None:
         sock, name, peer = visitor.sock, visitor.name, visitor.peer
@@ -180,7 +201,9 @@ class Server:
             if self._options.processes:
                 worker = ProcessWorker(sock, name, peer, self._options.session, self._options.setup_process)
             else:
-                worker = ThreadWorker(Session(sock, name, self._options.session, self._loader, peer, self._report))
+                convert = None if self._converter is None else self._converter.convert
+                options = self._options.session
+                worker = ThreadWorker(Session(sock, name, options, self._loader, peer, self._report, convert))
             worker.start()
         except (OSError, RuntimeError) as error:  # no memory or no threads left
             self._door.refuse(visitor, f"the server cannot serve a further session: {error}")
@@ -188,6 +211,8 @@ class Server:
         self._workers.append(worker)
         if self._options.processes:
             sock.close()  # the process has its own copy
+        if worker.sentinel is not None:
+            self._selector.register(worker.sentinel, selectors.EVENT_READ)
 
     def _report(self, summary: SessionSummary) -> None:
         if summary.outcome is not Outcome.RUNNING:
@@ -197,33 +222,22 @@ class Server:
         ended = [worker for worker in self._workers if not worker.is_alive()]
         self._workers = [worker for worker in self._workers if worker not in ended]  # first: other threads look at them
         for worker in ended:
+            if worker.sentinel is not None:
+                self._selector.unregister(worker.sentinel)
             if (summary := worker.report()) is not None:
                 self._ended(summary)
-        if any(worker.died for worker in ended) and not self._stopped.is_set():
-            self._finish_leftovers()
-
-    def _finish_leftovers(self) -> None:
-        """Begin to convert the recordings that an earlier run, or a process that died, has left, if there are any."""
-        options = self._options.session
-        if options.convert and any(options.save_folder.glob(f"*{STREAM_SUFFIX}")):
-            try:
-                conversion = Conversion(options.save_folder, options.limits)
-            except OSError as error:  # no memory, or no file descriptors left
-                logger.error("What was left in %s cannot be converted now: %s", options.save_folder, error)
-                return
-            self._conversions.append(conversion)
-
-            def finish() -> None:
-                conversion.wait()
-                self._conversions.remove(conversion)
-
-            threading.Thread(target=finish, name="leftovers", daemon=True).start()
+            if worker.pid is not None and self._converter is not None:
+                # However the process has ended, its recording is a stream that nobody writes any more.
+                for path in streams_of(self._options.session.save_folder, worker.name):
+                    self._converter.convert(path, worker.name)
 
     def _end_sessions(self) -> None:
         running = [worker for worker in self._workers if worker.is_alive()]
         if running:
             logger.info("Stopping: %d running sessions have %g s to end", len(running), self._options.grace)
+        deadline = time.monotonic() + self._options.grace
         _join(running, self._options.grace)
+        self._finish_conversions(deadline - time.monotonic())
         running = [worker for worker in running if worker.is_alive()]
         _break_off(running, "the server is being stopped")
         _join(running, BREAK_OFF_WAIT)
@@ -232,7 +246,24 @@ class Server:
                 logger.error("does not end; it is given up", extra={"session": worker.name})
                 worker.give_up()
         _join([worker for worker in running if worker.pid], BREAK_OFF_WAIT)
+        self._finish_conversions(BREAK_OFF_WAIT)
+
+    def _finish_conversions(self, patience: float) -> None:
+        """Have the recordings of ended sessions converted; gives up after a time [s]."""
         self._forget_ended()
+        if self._converter is not None:
+            self._converter.finish(max(0.0, patience))
+
+
+def _has_handles() -> bool:
+    """Whether this process may open so many more files and sockets that a session can begin."""
+    if resource is None or not (handles := Path("/proc/self/fd")).is_dir():
+        return True
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        return limit == resource.RLIM_INFINITY or len(list(handles.iterdir())) + HANDLES <= limit
+    except OSError:  # not even one is left
+        return False
 
 
 def _break_off(workers: list[Worker], reason: str) -> None:

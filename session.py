@@ -103,6 +103,8 @@ class Session:
         Who is connected, for the log.
     report : callable
         Called with the summary when the module begins and, as the last thing, at the end.
+    convert : callable, optional
+        Has a recording converted when it is complete, see `Recorder`; None: it stays a stream, for others to convert.
 
     Attributes
     ----------
@@ -118,6 +120,7 @@ class Session:
         loader: ModuleLoader,
         peer: str = "-",
         report: Callable[[SessionSummary], object] = lambda summary: None,
+        convert: Callable[[Path], threading.Event] | None = None,
     ) -> None:
         sock.settimeout(options.limits.timeout)
         self.name = name
@@ -132,6 +135,7 @@ class Session:
         self._process: Process | None = None
         self._metadata: Any = None
         self._report = report
+        self._convert = convert
         self._ended = threading.Event()
         self._start = time.monotonic()
         self.summary = SessionSummary(name, peer)
@@ -339,7 +343,7 @@ class Session:
                 held.held,
                 options.limits,
                 on_failure=lambda text: self._tell(MRD_LOGGING_ERROR, text),
-                convert=options.convert,
+                convert=self._convert,
             )
         except OSError as error:
             text = f"what comes in cannot be saved in {options.save_folder}: {error}"

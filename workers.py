@@ -36,14 +36,14 @@ class Worker(Protocol):
         The process of the session, if it has one of its own.
     received : int
         How much the session has received [bytes]; 0 for a process, of which it is not known here.
-    died : bool
-        Whether, as its report shows, something else ended the session: its recording is left as a stream.
+    sentinel : int or None
+        File descriptor that becomes readable when that process ends; Windows has none.
     """
 
     name: str
     pid: int | None
     received: int
-    died: bool
+    sentinel: int | None
 
     def is_alive(self) -> bool:
         """Whether the session runs."""
@@ -68,7 +68,7 @@ class ThreadWorker(threading.Thread):
     """Runs a session in a thread."""
 
     pid = None
-    died = False
+    sentinel = None
 
     def __init__(self, session: Session) -> None:
         super().__init__(target=session.run, name=session.name, daemon=True)
@@ -131,7 +131,7 @@ class ProcessWorker:
 
     pid: int | None = None
     received = 0
-    died = False
+    sentinel: int | None = None
 
     def __init__(
         self, sock: socket.socket, name: str, peer: str, options: SessionOptions, setup: Callable[[], None] | None
@@ -159,6 +159,8 @@ class ProcessWorker:
             with _ONE_ASKS:
                 self._process.start()
             self.pid = self._process.pid
+            if sys.platform != "win32":
+                self.sentinel = self._process.sentinel
         except OSError:
             self._reports.close()
             self._reasons.close()
@@ -199,7 +201,6 @@ class ProcessWorker:
             self._released = True
             self._reasons.close()
             self._process.close()
-        self.died = bool(status) or summary.outcome is Outcome.RUNNING
         killed = status is not None and status < 0
         ending = f"by signal {-status} ({_signal_name(-status)})" if killed else f"with exit code {status}"
         if status:

@@ -44,6 +44,7 @@ from simulation.spiralsimulation import Scan, Simulation, simulate  # noqa: E402
 from trajectory import write_metafile  # noqa: E402
 
 ARMS, FRAMES, SHARED_ARMS = 7, 48, 55
+DESIGN = SpiralDesign()
 TFD_SCAN = Scan(readouts=ARMS * FRAMES, coils=8, noise=0.002, heart_rate=84)
 LONG_SCAN = Scan(readouts=ARMS * 300, coils=8, noise=0.002, heart_rate=84)
 XD_SCAN = Scan(readouts=2304, coils=6, noise=0.002, heart_rate=66)
@@ -193,9 +194,9 @@ def _watched_files() -> Iterator[list[int]]:
 # --- Against the truth ----------------------------------------------------------------------------------------------
 
 
-def make(scan: Scan) -> Simulation:
+def make(scan: Scan, design: SpiralDesign = DESIGN) -> Simulation:
     """Simulate a scan with 128 x 128 pixels."""
-    return simulate(design_spiral(SpiralDesign()), scan)
+    return simulate(design_spiral(design), scan)
 
 
 def true_images(simulation: Simulation, groups: Iterable[Iterable[int]]) -> np.ndarray:

@@ -3,7 +3,8 @@
     python benchmarks/native.py [--pictures doc/pictures]
 
 Both solve the same problems, from the same samples, maps and scale: the beating, breathing phantom of
-`benchmarks/iterative.py`, 48 frames of 7 arms with one constraint in time, and 6 x 8 bins with two. The objective
+`benchmarks/iterative.py`, 48 frames of 7 arms with one constraint in time, in golden-angle and in linear ordering, and
+6 x 8 bins with two constraints. The objective
 
     1/2 ||E x - y||^2 + sum over axes d of weight_d ||D_d x||_1
 
@@ -40,6 +41,7 @@ import rtspiral_bart_tvrecon  # noqa: E402
 import solvers  # noqa: E402
 import spiral  # noqa: E402
 import spiral_xdgrasp_recon  # noqa: E402
+from simulation.spiraldesign import SpiralDesign  # noqa: E402
 from simulation.spiralsimulation import Scan, Simulation  # noqa: E402
 from trajectory import write_metafile  # noqa: E402
 
@@ -47,6 +49,8 @@ LONG, VERY_LONG = 240, 2000  # frames; the latter for a GPU
 ITERATIONS = (3, 6, 9, 12, 18, 24, 30)
 XD_ITERATIONS = (6, 12, 24)
 BART_ITERATIONS = (30, 60)
+LINEAR = SpiralDesign(interleaves=31, ordering="linear")
+LINEAR_ITERATIONS = (60, 120)
 CURVE = (5, 10, 15, 20, 45)  # other numbers of BART's iterations for the picture
 REPEATS = 3
 HEADER = ("solver", "time", "part of BART's", "time / scan", "objective", "error", "change")
@@ -89,9 +93,9 @@ class Result:
 # --- Problems -------------------------------------------------------------------------------------------------------
 
 
-def receive(scan: Scan, module: str) -> tuple[Simulation, kept.Readouts]:
+def receive(scan: Scan, module: str, design: SpiralDesign = phantom.DESIGN) -> tuple[Simulation, kept.Readouts]:
     """Simulate a scan, and take it in as a module does."""
-    simulation = phantom.make(scan)
+    simulation = phantom.make(scan, design)
     with tempfile.TemporaryDirectory() as name:
         write_metafile(simulation.trajectory, Path(name) / simulation.trajectory.file.name)
         tables = {"metafile_paths": [name], "reconstruction": {"fov_oversampling": 1.0}}
@@ -101,10 +105,10 @@ def receive(scan: Scan, module: str) -> tuple[Simulation, kept.Readouts]:
         return simulation, readouts
 
 
-def tfd_problem(frames: int, solver: solvers.Solver) -> Problem:
+def tfd_problem(frames: int, solver: solvers.Solver, design: SpiralDesign = phantom.DESIGN) -> Problem:
     """Frames of seven arms, constrained in time."""
     scan = dataclasses.replace(phantom.TFD_SCAN, readouts=phantom.ARMS * frames)
-    simulation, readouts = receive(scan, phantom.TFD)
+    simulation, readouts = receive(scan, phantom.TFD, design)
     options = configuration.TfdReconstruction(arms_per_frame=phantom.ARMS)
     maps = solver.coil_maps(readouts)
     scale = kept.data_scale(readouts, maps, phantom.ARMS, range(5, frames))
@@ -239,6 +243,16 @@ def tfd_rows(solver: bart_recon.BartSolver, keep: Callable[[str, float, Result],
     keep("truth", 0, Result(problem.truth, 0.0, 0.0, 0.0, 1.0))
 
 
+def linear_rows(solver: bart_recon.BartSolver) -> Iterator[str]:
+    """One constraint, with arms that follow one another around k-space."""
+    problem = tfd_problem(phantom.FRAMES, solver, LINEAR)
+    for iterations in LINEAR_ITERATIONS:
+        reference = by_bart(problem, iterations, solver)
+        yield row(f"linear ordering, 31 interleaves: BART, {iterations} iterations", reference, None, problem)
+        result = by_native(problem, iterations)
+        yield row(f"linear ordering: native, {iterations} iterations", result, reference, problem)
+
+
 def xd_rows(solver: bart_recon.BartSolver) -> Iterator[str]:
     """Two constraints."""
     problem = xd_problem(solver)
@@ -312,7 +326,7 @@ def main() -> None:
     solver = bart_recon.BartSolver(bart_tools.find_bart(), -1, solvers.Reporter(lambda text: None))
     print(f"| {' | '.join(HEADER)} |")
     print(f"| {' | '.join(['---'] * len(HEADER))} |")
-    for rows in (tfd_rows(solver, keep), xd_rows(solver)):
+    for rows in (tfd_rows(solver, keep), linear_rows(solver), xd_rows(solver)):
         for line in rows:
             print(line, flush=True)
     if options.pictures:

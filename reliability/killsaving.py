@@ -28,15 +28,16 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from reliability.scripted import saved_readouts
+from reliability.scripted import CLOSE, hold, saved_readouts
 from reliability.sender import OPENING, Sender
 from reliability.serverprocess import PATIENCE, PROJECT, ServerProcess, wait_until
 
 # What was received so long before the kill is on the disk [s].
 IN_FLIGHT = 0.1
 
-# Longest time between the first readout and the kill, and between the start of a conversion and the kill [s].
-LONGEST, LONGEST_CONVERSION = 0.5, 0.4
+# Longest time between the first readout and the kill, and between the end of the clients and the kill of what converts
+# their recordings, which runs already [s].
+LONGEST, LONGEST_CONVERSION = 0.5, 0.1
 
 KINDS = {
     "server, sessions in threads": False,
@@ -90,6 +91,10 @@ def kill_once(kind: str, seed: int, folder: Path, outcome: Outcome, module: str 
     server = ServerProcess(folder, "-s", processes=KINDS[kind])
     finished = kind.startswith("conversion")
     try:
+        if finished:
+            hold(server.address, OPENING + CLOSE)
+            if not wait_until(lambda: server.converters() and not list(server.saved.iterdir())):
+                raise RuntimeError(f"a recording without data is not removed:\n{server.log()}")
         senders = [Sender(server.address, each, config_name=module, count=100 if finished else None) for each in (1, 2)]
         for sender in senders:
             sender.start()
@@ -136,7 +141,6 @@ def _kill(
     if kind.startswith("conversion"):
         for sender in senders:
             sender.wait(PATIENCE)
-        wait_until(lambda: bool(server.converters()), PATIENCE / 10)  # or the last of them has just ended
         time.sleep(chance.uniform(0, LONGEST_CONVERSION))
         victims = [*server.converters(), *(server.tree() if chance.random() < 0.5 else [])]
     else:

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -29,10 +29,11 @@ import psutil  # noqa: E402
 
 from commandline import number  # noqa: E402
 from mrdfile import MrdFileError, MrdReader  # noqa: E402
+from recorder import protocol_name  # noqa: E402
 from reliability.serverprocess import ServerProcess  # noqa: E402
 from reliability.soakclient import Client, Report  # noqa: E402
 from reliability.soakfigures import AT_REST, Run, Sample, draw, judge, save, summary  # noqa: E402
-from reliability.soakscans import make_scans  # noqa: E402
+from reliability.soakscans import FAILS_AFTER, make_scans  # noqa: E402
 from server import HOUSEKEEPING  # noqa: E402
 
 PERIOD = 1.0  # of the samples [s]
@@ -41,7 +42,9 @@ REST = 60.0  # how long the server may take to finish what it has begun, when th
 LOOK = 0.25  # how often it is looked at until then [s]
 CALM = HOUSEKEEPING + 1  # how long nothing may have changed: so often the server forgets sessions that have ended [s]
 PROCESSES = 4  # of clients, at most
-NOT_HANDLED = ("Exception in thread", "Exception ignored", "Fatal Python error", "Segmentation fault")
+NOT_HANDLED = (
+    "Exception in thread", "Exception ignored", "Fatal Python error", "Segmentation fault", "kept as it is",
+)  # fmt: skip
 
 
 class Crowd:
@@ -132,11 +135,22 @@ class Crowd:
 
 
 class Keeper:
-    """Opens what the server has saved, and removes it, so that the disk does not run full."""
+    """Opens what the server has saved, and removes it, so that the disk does not run full.
+
+    Attributes
+    ----------
+    opened, items : int
+        Recordings, and the readouts and images in them.
+    found : dict
+        By protocol, the readouts and images of each recording.
+    problems : list of str
+        Recordings that could not be read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.opened = self.items = 0
+        self.found: dict[str, list[int]] = {}
         self.problems: list[str] = []
 
     def empty(self) -> None:
@@ -149,11 +163,29 @@ class Keeper:
                 continue  # a name that has been taken for a file to come
             try:
                 with MrdReader(path) as reader:
-                    self.items += reader.acquisition_count + reader.image_count
+                    count = reader.acquisition_count + reader.image_count
+                self.items += count
+                self.found.setdefault(protocol_name(reader.header_xml or ""), []).append(count)
             except MrdFileError as error:
                 self.problems.append(str(error))
             self.opened += 1
             path.unlink()
+
+    def compare(self, reports: Iterable[Report]) -> list[str]:
+        """Compare the recordings with what the clients have sent; returns what is missing, or there twice."""
+        problems: Counter[str] = Counter()
+        for report in reports:
+            counts = self.found.get(report.protocol, [])
+            # After a reset, and behind a crash, the server has received some of it.
+            least = 0 if report.fault == "reset" else report.items
+            if report.scan == "soakcrashing":
+                least = min(least, FAILS_AFTER)
+            if len(counts) > 1:
+                problems[f"{report.scan}, {report.fault}: saved {len(counts)} times"] += 1
+            elif not least <= sum(counts) <= report.items:
+                saved = f"{sum(counts)} of {report.items} readouts and images" if counts else "nothing"
+                problems[f"{report.scan}, {report.fault}: {saved} saved"] += 1
+        return [f"{count} x {text}" for text, count in problems.items()]
 
 
 def take_sample(server: ServerProcess, begin: float) -> Sample:
@@ -207,7 +239,7 @@ def warm_up(folder: Path, address: tuple[str, int]) -> None:
 
 def soak(options: argparse.Namespace, folder: Path) -> Run:
     """Run the server and its clients."""
-    make_scans(folder)
+    make_scans(folder, crashing=options.processes)
     with contextlib.ExitStack() as ending:
         server = ServerProcess(folder, "-s", processes=options.processes)
         ending.callback(server.end_all)
@@ -231,7 +263,7 @@ def soak(options: argparse.Namespace, folder: Path) -> Run:
         shlex.join(["python", *sys.argv]), seconds, before, after, samples, crowd.reports, killed, crowd.kills,
         keeper.opened - opened, keeper.items - items,
     )  # fmt: skip
-    run.problems = judge(run) + keeper.problems
+    run.problems = judge(run) + keeper.problems + keeper.compare(report for _, report in run.reports)
     run.problems += [f"the server's log holds {text!r}" for text in NOT_HANDLED if text in log]
     if status != 0:
         run.problems.append(f"the server ended with {status}")

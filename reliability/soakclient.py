@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import secrets
 import socket
 import struct
 import threading
@@ -25,7 +26,7 @@ import ismrmrd
 from codec import MrdError
 from connection import Connection
 
-from .soakscans import Scan, read_scans
+from .soakscans import PROTOCOL, Scan, read_scans
 
 PATIENCE = 60.0  # longest silence of the server [s]
 SLOW_BUFFER = 16 << 10  # of a client that reads slowly [bytes]
@@ -55,8 +56,10 @@ class Report:
         From connecting to the server's CLOSE [s].
     sent : int
         Bytes.
-    readouts : int
-        Readouts that were sent whole.
+    readouts, items : int
+        Readouts that were sent whole; readouts and images.
+    protocol : str
+        Protocol in the header, which no other session has.
     """
 
     scan: str
@@ -67,6 +70,8 @@ class Report:
     seconds: float = 0.0
     sent: int = 0
     readouts: int = 0
+    items: int = 0
+    protocol: str = ""
 
 
 class Client:
@@ -99,7 +104,8 @@ class Client:
         where : float
             After which share of the bytes a fault comes that ends the session.
         """
-        report, start = Report(scan.name, fault), time.monotonic()
+        protocol = PROTOCOL[:-12] + secrets.token_hex(6)
+        report, start = Report(scan.name, fault, protocol=protocol), time.monotonic()
         length = scan.ends[-1]
         cut = min(int(where * length), length - 1) if fault in ("cut", "reset") else length
         sent_at = [0.0] * len(scan.ends)
@@ -111,7 +117,8 @@ class Client:
             problems: list[str] = []
             sending = sock.dup()  # `Connection` counts its waits itself, and takes the socket's own away
             sending.settimeout(PATIENCE)
-            arguments = (sending, scan, cut, sent_at, problems)
+            content = memoryview(self._bytes[scan.name].replace(PROTOCOL.encode(), protocol.encode(), 1))[:cut]
+            arguments = (sending, scan, content, sent_at, problems)
             sender = threading.Thread(target=self._send, args=arguments, daemon=True)
             sender.start()
             if fault == "reset":
@@ -123,15 +130,19 @@ class Client:
                 if fault == "none" and len(came_at) == len(scan.waited_for):
                     pairs = zip(came_at, scan.waited_for, strict=True)
                     report.latencies = [came - sent_at[number] for came, number in pairs]
-                report.problem = "; ".join(problems) or self._judge(scan, report, cut < length, errors, ending)
+                judged = self._judge(scan, report, cut < length, errors, ending)
+                report.problem = ("" if scan.crashes else "; ".join(problems)) or judged
         report.seconds = time.monotonic() - start
         report.sent = cut
         report.readouts = sum(end <= cut for end in scan.ends[2 : 2 + scan.readouts])
+        report.items = sum(end <= cut for end in scan.ends[2:-1])
         return report
 
-    def _send(self, sock: socket.socket, scan: Scan, cut: int, sent_at: list[float], problems: list[str]) -> None:
-        """Send the bytes up to the cut, at the scan's pace, and note when each message was sent."""
-        view, begin = memoryview(self._bytes[scan.name])[:cut], 0
+    def _send(
+        self, sock: socket.socket, scan: Scan, view: memoryview, sent_at: list[float], problems: list[str]
+    ) -> None:
+        """Send bytes at the scan's pace, and note when each message was sent."""
+        begin, cut = 0, len(view)
         due = time.monotonic()
         try:
             with sock:
@@ -167,6 +178,8 @@ class Client:
 
     def _judge(self, scan: Scan, report: Report, is_cut: bool, errors: list[str], ending: str) -> str:
         """What is wrong with the answer to a session; empty when nothing is."""
+        if scan.crashes:
+            return "" if ending or is_cut else "the module did not crash"
         if ending:
             return f"no CLOSE: {ending}"
         if is_cut:

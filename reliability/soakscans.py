@@ -21,6 +21,9 @@ TR = 5.74e-3  # of the spiral [s]
 ARMS_PER_FRAME, WINDOW_SHIFT = 55, 17
 FAILS_AFTER = 20  # readouts
 
+# Stands in each header, as its protocol; a client puts the name of its session there, which names the recording.
+PROTOCOL = "soak-000000000000"
+
 FAILING_MODULE = f'''"""Fails in the middle of a scan, as a module under development may."""
 
 
@@ -28,6 +31,17 @@ def process(connection, config, metadata):
     for number, _ in enumerate(connection):
         if number == {FAILS_AFTER}:
             raise RuntimeError("this module always fails")
+'''
+
+CRASHING_MODULE = f'''"""Ends its process in the middle of a scan, as a crash in native code does."""
+
+import os
+
+
+def process(connection, config, metadata):
+    for number, _ in enumerate(connection):
+        if number == {FAILS_AFTER}:
+            os._exit(3)
 '''
 
 
@@ -47,6 +61,8 @@ class Scan:
         How many readouts it has.
     fails : bool
         Whether the module fails, and the client is to be told.
+    crashes : bool
+        Whether the module ends its process when it has taken a readout more than `FAILS_AFTER`.
     pace : float
         Time from readout to readout, 0: as fast as it goes [s].
     waited_for : tuple of int
@@ -60,6 +76,7 @@ class Scan:
     ends: tuple[int, ...]
     readouts: int
     fails: bool = False
+    crashes: bool = False
     pace: float = 0.0
     waited_for: tuple[int, ...] = ()
     weight: float = 1.0
@@ -72,9 +89,19 @@ class Scan:
         return cls(name, f"{name}.bin", ends, **facts)
 
 
-def make_scans(folder: Path) -> list[Scan]:
-    """Write all scans into a folder, with the configuration and the module that they need, and a list of them."""
-    scans = [_cartesian(folder), _images(folder), _null(folder), _spiral(folder), _failing(folder)]
+def make_scans(folder: Path, crashing: bool = False) -> list[Scan]:
+    """Write all scans into a folder, with the configuration and the modules that they need, and a list of them.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to.
+    crashing : bool
+        Whether there is one whose module ends its process, which is to be that of its session only.
+    """
+    scans = [_cartesian(folder), _images(folder), _null(folder), _spiral(folder), _failing(folder, "soakfailing")]
+    if crashing:
+        scans.append(_failing(folder, "soakcrashing"))
     (folder / "scans.json").write_text(json.dumps([dataclasses.asdict(scan) for scan in scans]), "utf-8")
     return scans
 
@@ -83,6 +110,17 @@ def read_scans(folder: Path) -> list[Scan]:
     """The list that `make_scans` has written."""
     listed = json.loads((folder / "scans.json").read_text("utf-8"))
     return [Scan(**scan | {"ends": tuple(scan["ends"]), "waited_for": tuple(scan["waited_for"])}) for scan in listed]
+
+
+def _named(header_message: bytes) -> bytes:
+    """Header with the protocol that stands for the name of a session."""
+    text = header_message[6:].rstrip(b"\0").decode()
+    parsed = ismrmrd.xsd.CreateFromDocument(text)
+    position = ismrmrd.xsd.patientPositionType.HFS
+    parsed.measurementInformation = ismrmrd.xsd.measurementInformationType(
+        patientPosition=position, protocolName=PROTOCOL
+    )
+    return message(parsed)
 
 
 def _readouts(count: int, channels: int, samples: int) -> list[bytes]:
@@ -100,14 +138,14 @@ def _readouts(count: int, channels: int, samples: int) -> list[bytes]:
 
 def _cartesian(folder: Path) -> Scan:
     size = 96
-    messages = [config("simplefft"), header(size, size), *_readouts(size, 4, size), CLOSE]
+    messages = [config("simplefft"), _named(header(size, size)), *_readouts(size, 4, size), CLOSE]
     return Scan.write(folder, "simplefft", messages, readouts=size, weight=3)
 
 
 def _images(folder: Path) -> Scan:
     random = np.random.default_rng(5)
     size, count = 256, 32  # more than the buffers between server and client hold, so that a slow reader is felt
-    messages = [config("invertcontrast"), header(size, size)]
+    messages = [config("invertcontrast"), _named(header(size, size))]
     for number in range(count):
         image = ismrmrd.Image.from_array(random.integers(0, 2000, (size, size), np.int16), transpose=False)
         image.image_index, image.image_type = number + 1, ismrmrd.IMTYPE_MAGNITUDE
@@ -118,7 +156,7 @@ def _images(folder: Path) -> Scan:
 
 def _null(folder: Path) -> Scan:
     count = 512
-    messages = [config("null"), header(), *_readouts(count, 8, 256), CLOSE]
+    messages = [config("null"), _named(header()), *_readouts(count, 8, 256), CLOSE]
     return Scan.write(folder, "null", messages, readouts=count, weight=2)
 
 
@@ -132,7 +170,7 @@ def _spiral(folder: Path) -> Scan:
     frames = 11
     arms = ARMS_PER_FRAME + (frames - 1) * WINDOW_SHIFT
     simulation = simulate(trajectory, SpiralScan(readouts=arms, tr=TR, coils=4, waveforms=False))
-    messages = [config("simplenufft1arm"), message(simulation.header)]
+    messages = [config("simplenufft1arm"), _named(message(simulation.header))]
     first = len(messages)
     messages += [message(each) for each in simulation.acquisitions()]
     last_arms = tuple(first + ARMS_PER_FRAME - 1 + frame * WINDOW_SHIFT for frame in range(frames))
@@ -141,8 +179,9 @@ def _spiral(folder: Path) -> Scan:
     )
 
 
-def _failing(folder: Path) -> Scan:
-    (folder / "soakfailing.py").write_text(FAILING_MODULE, "utf-8")
+def _failing(folder: Path, name: str) -> Scan:
+    crashes = name == "soakcrashing"
+    (folder / f"{name}.py").write_text(CRASHING_MODULE if crashes else FAILING_MODULE, "utf-8")
     size = 48
-    messages = [config("soakfailing"), header(size, size), *_readouts(size, 4, size), CLOSE]
-    return Scan.write(folder, "soakfailing", messages, readouts=size, fails=True)
+    messages = [config(name), _named(header(size, size)), *_readouts(size, 4, size), CLOSE]
+    return Scan.write(folder, name, messages, readouts=size, fails=not crashes, crashes=crashes)

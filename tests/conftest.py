@@ -21,6 +21,7 @@ from ismrmrd.serialization import ProtocolDeserializer, ProtocolSerializer
 
 import nufft
 from connection import Connection
+from converter import Converter
 from dask_cluster import dask, dask_processes  # noqa: F401 - fixtures
 from limits import Limits
 from server import Server, ServerOptions
@@ -200,6 +201,15 @@ def no_leaks() -> Iterator[None]:
     assert not left, f"threads are left: {left}"
     gc.collect()  # a forgotten socket gives its ResourceWarning, which is an error here, in this test
     assert open_sockets() <= sockets, "sockets are left"
+
+
+@pytest.fixture
+def converter(no_leaks: None) -> Iterator[Converter]:
+    """Converter of recordings with its own process, ended at the end: ``Recorder(folder, name, convert=...)``."""
+    running = Converter()
+    running.start()
+    yield running
+    running.stop()
 
 
 # ---- our server ----------------------------------------------------------------------------------------------------

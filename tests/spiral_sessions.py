@@ -29,9 +29,9 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def small_scan(folder: Path, matrix: int = 48, interleaves: int = 12, **scan: Any) -> Simulation:
+def small_scan(folder: Path, matrix: int = 48, interleaves: int = 12, ordering: str = "ga", **scan: Any) -> Simulation:
     """Simulated scan of few pixels, its metafile in the folder."""
-    design = SpiralDesign(resolution=FOV / matrix, interleaves=interleaves, arms=89)
+    design = SpiralDesign(resolution=FOV / matrix, interleaves=interleaves, arms=89, ordering=ordering)
     trajectory = design_spiral(design, folder)
     write_metafile(trajectory)
     return simulate(trajectory, Scan(**{"coils": 4, "noise": 0.003} | scan))
@@ -121,8 +121,6 @@ def wait_until(condition: Any, seconds: float = 10.0) -> bool:
     while not (done := condition()) and time.monotonic() < end:
         threading.Event().wait(0.02)
     return done
-
-
 
 
 def received(simulation: Simulation, fov_oversampling: float = 1.0, most: int | None = None) -> readouts.Readouts:

@@ -6,7 +6,6 @@ import logging
 import struct
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,9 +27,11 @@ from conftest import (
     write_module,
 )
 from constants import MessageId
+from converter import Converter
 from limits import MIB, Limits
 from mrdfile import MrdReader
 from recorder import Recorder, convert_stream, finish_leftovers, protocol_name
+from reliability.serverprocess import wait_until
 
 
 def saved_files(folder: Path) -> list[str]:
@@ -166,7 +167,8 @@ def test_header_without_protocol_gives_a_name_without_one(xml):
 def test_leftovers_of_a_crash_are_finished_by_the_command(tmp_path):
     stream = tmp_path / "2026-01-02_03-04-05_session-9.mrdpart"
     stream.write_bytes(bytes_of(ConfigFile("null"), make_header("crashed"), *(make_acquisition(i) for i in range(3))))
-    (tmp_path / "2026-01-02_03-04-05_session-9.h5part").write_bytes(b"the half-written file of that crash")
+    unfinished = stream.with_suffix(f".{stream.stat().st_ino}.h5part")
+    unfinished.write_bytes(b"the half-written file of that crash")
     command = [sys.executable, "recorder.py", str(tmp_path)]
     done = subprocess.run(command, cwd=Path(recorder.__file__).parent, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -182,14 +184,11 @@ def test_leftovers_are_finished_at_the_next_start(server, connect, tmp_path):
     )
     running = server(save_data=True)
     hold(connect(running.address), ConfigFile("null"), make_header())  # by then it has started
-    for thread in threading.enumerate():
-        if thread.name == "leftovers":
-            thread.join(PATIENCE)
-    assert (folder / "2026-01-02_03-04-05_crashed.h5").is_file()
+    assert wait_until((folder / "2026-01-02_03-04-05_crashed.h5").is_file)
 
 
-def test_stream_of_a_running_recording_is_left_alone(tmp_path):
-    running = Recorder(tmp_path, "session-1")
+def test_stream_of_a_running_recording_is_left_alone(tmp_path, converter):
+    running = Recorder(tmp_path, "session-1", convert=converter.convert)
     running.write(memoryview(bytes_of(ConfigFile("null"), make_header(), make_acquisition())))
     assert finish_leftovers(tmp_path) == []
     assert running.stream_path.exists()
@@ -207,8 +206,9 @@ def test_stream_file_holds_the_very_bytes_that_came(tmp_path):
     running.finish()
 
 
-def test_session_without_data_leaves_no_file(tmp_path):
-    running = Recorder(tmp_path, "session-1", bytes_of(ConfigFile("null"), make_header()))
+def test_session_without_data_leaves_no_file(tmp_path, converter):
+    opening = bytes_of(ConfigFile("null"), make_header())
+    running = Recorder(tmp_path, "session-1", opening, convert=converter.convert)
     running.finish()
     assert saved_files(tmp_path) == []
 
@@ -274,7 +274,10 @@ def test_conversion_leaves_the_room_that_is_to_stay_free(tmp_path, monkeypatch, 
 def test_conversion_process_keeps_to_the_room_that_is_to_stay_free(tmp_path, caplog):
     stream = tmp_path / "2026-01-02_03-04-05_s.mrdpart"
     stream.write_bytes(bytes_of(ConfigFile("null"), make_header(), make_acquisition()))
-    recorder.Conversion(stream, Limits(disk=1 << 49)).wait()
+    converter = Converter(Limits(disk=1 << 49))
+    converter.start()
+    assert converter.convert(stream).wait(PATIENCE)
+    converter.stop()
     assert saved_files(tmp_path) == [stream.name]
     assert "--minDisk" in caplog.text
 
@@ -294,7 +297,7 @@ def test_small_stream_of_many_series_does_not_become_a_large_file(tmp_path, monk
         assert len(list(reader.images())) == 102
 
 
-def test_header_cannot_forge_log_lines_of_the_conversion(tmp_path, caplog, monkeypatch):
+def test_header_cannot_forge_log_lines_of_the_conversion(tmp_path, caplog, monkeypatch, converter):
     """Nor does an encoding of the console that has no such characters cost any."""
     monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
     caplog.set_level(logging.INFO)
@@ -303,43 +306,19 @@ def test_header_cannot_forge_log_lines_of_the_conversion(tmp_path, caplog, monke
     xml = header_xml().replace(field, f"{field}{forged}").encode()
     assert forged.encode() in xml
     header = struct.pack("<HI", MessageId.METADATA_XML_TEXT, len(xml)) + xml
-    running = Recorder(tmp_path, "session-1", bytes_of(ConfigFile("null")) + header + bytes_of(make_acquisition()))
+    content = bytes_of(ConfigFile("null")) + header + bytes_of(make_acquisition())
+    running = Recorder(tmp_path, "session-1", content, convert=converter.convert)
     running.finish()
     assert any("on fire 心臓\x85CRITICAL too\nINFO" in record.getMessage() for record in caplog.records)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert not [record for record in caplog.records if record.getMessage().startswith(("on fire", "session-9", "too"))]
 
 
-def test_what_a_library_prints_in_a_conversion_is_a_warning(tmp_path, caplog, monkeypatch):
-    talking = tmp_path / "talking.py"
-    talking.write_text(
-        "import sys\nprint('CRITICAL forged\\n5\\n[]\\n{\"level\": []}')\n"
-        "sys.stderr.buffer.write(b'ERROR \\xff\\n')\n"
-    )
-    monkeypatch.setattr(recorder, "__file__", str(talking))
-    recorder.Conversion(tmp_path).wait()
-    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", text) for text in ("CRITICAL forged", "5", "[]", '{"level": []}', "ERROR \ufffd")
-    ]
-
-
-def test_conversion_that_crashes_is_logged_and_keeps_the_stream(tmp_path, monkeypatch, caplog):
-    """HDF5 may crash on a full disk; the server must not."""
-    crash = tmp_path / "crash.py"
-    crash.write_text("import os\nprint('ERROR the disk is full', flush=True)\nos.abort()\n")
-    content = bytes_of(ConfigFile("null"), make_header(), make_acquisition())
-    running = Recorder(tmp_path, "session-1", content)
-    monkeypatch.setattr(recorder, "__file__", str(crash))
-    running.finish()
-    assert running.stream_path.read_bytes() == content
-    assert "the disk is full" in caplog.text
-    assert "has not been converted, it is kept" in caplog.text
-
-
 def test_stopping_does_not_wait_for_a_conversion(server, connect, tmp_path, monkeypatch):
     slow = tmp_path / "slow.py"
     slow.write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setattr(recorder, "__file__", str(slow))
+    monkeypatch.setattr("server.BREAK_OFF_WAIT", 0.2)
     running = server(save_data=True, save_folder=tmp_path / "kept", server_options={"grace": 0.1})
     hold(connect(running.address), ConfigFile("null"), make_header(), make_acquisition())
     start = time.monotonic()

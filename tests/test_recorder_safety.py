@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import shutil
+import socket
 import stat
 import struct
 import subprocess
@@ -16,11 +17,13 @@ import pytest
 from ismrmrd.serialization import ConfigFile
 
 import recorder
-from conftest import bytes_of, header_xml, make_acquisition, make_header, write_module
+from conftest import PATIENCE, Peer, bytes_of, header_xml, make_acquisition, make_header, write_module
 from constants import MessageId
 from limits import MIB, Limits
 from mrdfile import MrdReader
 from recorder import Recorder, convert_stream, make_folder, protocol_name
+from reliability.serverprocess import ServerProcess
+from server import HANDLES
 
 COUNTING = """
 def process(connection, config, metadata):
@@ -81,7 +84,6 @@ def counting(server, connect, tmp_path):
 
 @pytest.mark.parametrize("code", FULL, ids=[errno.errorcode[code] for code in FULL])
 def test_disk_that_fills_up_costs_the_rest_of_the_recording(counting, monkeypatch, code):
-    claim = recorder._claim
     opening = len(bytes_of(ConfigFile("counting"), make_header()))
     room = opening + 10 * READOUT + 17
 
@@ -89,7 +91,6 @@ def test_disk_that_fills_up_costs_the_rest_of_the_recording(counting, monkeypatc
         return FailingFile(create_new(folder, stem, suffix), room, code)
 
     monkeypatch.setattr(recorder, "_create_new", create_new)
-    monkeypatch.setattr(recorder, "_claim", lambda file: claim(file._file))
     monkeypatch.setattr(recorder, "_reserve", lambda *_: None)
     texts, folder = counting(50)
     assert texts[-1] == "received 50"
@@ -144,7 +145,7 @@ def test_last_room_of_a_disk_is_used(tmp_path, monkeypatch):
     running.write(memoryview(bytes(3 * MIB)))
     assert len(told) == 1
     assert running.stream_path.stat().st_size == 2 * MIB
-    running._file.close()
+    running.finish()
 
 
 LIMITED = """
@@ -153,7 +154,7 @@ sys.path[:0] = {paths!r}
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 import recorder
 said = []
-running = recorder.Recorder(pathlib.Path({folder!r}), "session-1", b"", None, said.append, convert=False)
+running = recorder.Recorder(pathlib.Path({folder!r}), "session-1", b"", None, said.append)
 content = pathlib.Path({source!r}).read_bytes()
 for start in range(0, len(content), 5000):
     running.write(memoryview(content)[start : start + 5000])
@@ -282,3 +283,47 @@ def test_no_protocol_name_leaves_the_folder_or_its_alphabet(tmp_path, protocol):
     assert list(folder.iterdir()) == [converted]
     assert converted.name == "_".join(part for part in ("2026-01-02_03-04-05", name) if part) + ".h5"
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+# ---- file handles --------------------------------------------------------------------------------------------------
+
+
+def test_server_without_file_handles_tells_each_client_in_a_line_and_saves_the_others(tmp_path):
+    write_module(tmp_path, "counting", COUNTING)
+    running, peers, refused = ServerProcess(tmp_path, "-s"), [], 0
+    try:
+        _, hard = running.process.rlimit(resource.RLIMIT_NOFILE)
+        running.process.rlimit(resource.RLIMIT_NOFILE, (running.process.num_fds() + HANDLES + 6, hard))
+        for number in range(8):
+            peer = Peer(socket.create_connection(running.address, timeout=PATIENCE))
+            peer.send(ConfigFile("counting"), make_header(), make_acquisition(number))
+            identifier, length = struct.unpack("<HI", peer.reader.read(6))
+            assert identifier == MessageId.TEXT
+            text = peer.reader.read(length).decode()
+            if text == "started":
+                peers.append(peer)
+            else:
+                assert text.startswith("ERROR    the server already serves ")
+                assert "no file handles" in text
+                assert peer.receive() == []
+                peer.close()
+                refused += 1
+        assert peers
+        assert refused
+        for peer in peers:
+            peer.send_close()
+            assert peer.receive() == ["received 1"]
+        assert running.stop() == 0
+    finally:
+        running.end_all()
+        for peer in peers:
+            peer.close()
+    log = running.log()
+    assert "ERROR" not in log
+    assert "Traceback" not in log
+    assert log.count("no file handles") == refused
+    saved = list(running.saved.iterdir())
+    assert len(saved) == len(peers)
+    for path in saved:
+        with MrdReader(path) as reader:
+            assert reader.acquisition_count == 1

@@ -175,6 +175,26 @@ def test_unreadable_recordings_are_a_problem(tmp_path):
     assert keeper.opened == 1
 
 
+@pytest.mark.parametrize(
+    ("report", "counts", "problem"),
+    [
+        (Report("null", "none", items=9, protocol="p"), [9], ""),
+        (Report("null", "none", items=9, protocol="p"), [8], "1 x null, none: 8 of 9 readouts and images saved"),
+        (Report("null", "cut", items=9, protocol="p"), [], "1 x null, cut: nothing saved"),
+        (Report("null", "cut", items=0, protocol="p"), [], ""),
+        (Report("null", "cut", items=9, protocol="p"), [9, 9], "1 x null, cut: saved 2 times"),
+        (Report("null", "reset", items=9, protocol="p"), [5], ""),
+        (Report("soakcrashing", "none", items=48, protocol="p"), [21], ""),
+        (Report("soakcrashing", "none", items=48, protocol="p"), [19], "1 x soakcrashing, none: 19 of 48 readouts and"),
+    ],
+)
+def test_recordings_are_compared_with_what_was_sent(tmp_path, report, counts, problem):
+    keeper = soak.Keeper(tmp_path)
+    keeper.found["p"] = counts
+    problems = keeper.compare([report])
+    assert problems == [] if not problem else problems[0].startswith(problem)
+
+
 def test_faults_are_chosen_often_enough():
     assert sum(soakclient.FAULTS.values()) == pytest.approx(1)
     assert min(soakclient.FAULTS.values()) >= 0.05

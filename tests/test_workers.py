@@ -8,7 +8,7 @@ from multiprocessing.connection import wait
 import pytest
 from ismrmrd.serialization import ConfigFile
 
-from conftest import PATIENCE, bytes_of, make_acquisition, make_header
+from conftest import PATIENCE, make_header
 from session import SessionOptions
 from summary import Outcome
 from workers import ProcessWorker
@@ -58,7 +58,6 @@ def test_session_that_ended_well_counts_as_such_although_two_threads_ask(started
     assert [each.result() for each in asking] == [False, False]
     summary = worker.report()
     assert len(reads) == 1
-    assert not worker.died
     assert summary.outcome is Outcome.COMPLETED
 
 
@@ -76,8 +75,6 @@ def test_starting_another_process_does_not_take_the_status_of_one_that_is_asked(
     ours.close()
     end_of(other, theirs)
     assert [each.report().outcome for each in (worker, other)] == [Outcome.COMPLETED] * 2
-    assert not worker.died
-    assert not other.died
 
 
 def test_worker_that_has_reported_can_still_be_asked(started):
@@ -121,30 +118,3 @@ def test_server_has_let_go_of_a_worker_before_it_reports(server, connect, monkey
     assert peer.receive() == []
     assert reported.wait(PATIENCE)
     assert seen == [False]
-
-
-def test_conversions_that_have_ended_are_forgotten(server, tmp_path):
-    running = server(save_data=True)
-    (tmp_path / "saved" / "2026-01-02_03-04-05_session-9.mrdpart").write_bytes(
-        bytes_of(ConfigFile("null"), make_header("crashed"), make_acquisition())
-    )
-    running.server._finish_leftovers()
-    assert running.server._conversions  # the server may have found it as well, when it began
-    for thread in threading.enumerate():
-        if thread.name == "leftovers":
-            thread.join(PATIENCE)
-    assert running.server._conversions == []
-
-
-def test_leftovers_that_cannot_be_converted_now_do_not_end_the_server(server, connect, tmp_path, monkeypatch, caplog):
-    running = server(save_data=True)
-    left = tmp_path / "saved" / "2026-01-02_03-04-05_session-9.mrdpart"
-    left.touch()
-
-    def refuse(*arguments):
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr("server.Conversion", refuse)
-    running.server._finish_leftovers()
-    assert "cannot be converted now: [Errno 24] Too many open files" in caplog.text
-    left.unlink()
