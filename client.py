@@ -1,9 +1,19 @@
-"""MRD client: sends a file to a server, keeps the images that come back."""
+"""MRD client: sends a file to a server, keeps the images that come back.
+
+What comes back goes into a stream file beside the output file, which joins the output when the session is over
+(`outputfile`). It does so too when the server reports an error or breaks the session off: no more will come. A run that
+is interrupted here (Ctrl+C, SIGTERM, SIGHUP) stays beside the output: whoever breaks off a run may not want a part of
+it among the whole ones, and the end is not to wait for a large file. The error line names the stream and the command
+that puts it into the output.
+"""
 
 import argparse
+import contextlib
 import json
 import logging
 import math
+import os
+import signal
 import socket
 import sys
 import threading
@@ -12,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import ismrmrd
 import numpy as np
@@ -22,15 +32,19 @@ from commandline import log_to, number
 from connection import Connection
 from constants import MessageId
 from limits import Limits
-from mrdfile import MrdFileError, MrdWriter
+from mrdfile import MrdFileError
 from mrdheader import parse_header
 from mrdsource import Item, Source, open_source
+from outputfile import PartFile, check_output, join_command, join_in_process
 from pacing import Pace
 
 logger = logging.getLogger(__name__)
 
 CONNECT_PATIENCE = 5.0  # a server that is just starting may refuse connections for this long [s]
 CONNECT_PAUSE = 0.2
+
+# How long an interrupted run may take to end; further signals are let pass meanwhile, and end it at once later [s].
+INTERRUPT_WAIT = 1.0
 
 
 class ClientError(Exception):
@@ -98,7 +112,9 @@ class Result:
     errors : list of str
         Error messages of the server, and what broke the session off.
     seconds : float
-        How long it took [s].
+        How long the session took [s].
+    part : Path or None
+        Stream file that holds the images instead, where they could not be put into the output.
     pace : str
         How well the pace of the scan was kept, where that was asked for.
     """
@@ -110,34 +126,39 @@ class Result:
     errors: list[str] = field(default_factory=list)
     seconds: float = 0.0
     fallbacks: int = 0
+    part: Path | None = None
     pace: str = ""
 
 
 class _Receiver(threading.Thread):
-    """Takes what the server sends, and writes it as it comes."""
+    """Takes what the server sends, and writes it as it comes; `complete` tells that nothing was left out."""
 
-    def __init__(self, connection: Connection, options: ClientOptions, result: Result, header: str | None) -> None:
+    def __init__(self, connection: Connection, options: ClientOptions, result: Result, part: PartFile) -> None:
         super().__init__(name="receiver", daemon=True)
+        self.complete = False
         self._connection = connection
         self._options = options
         self._result = result
-        self._header = header
+        self._part = part
         self._shapes: dict[int, tuple[int, ...]] = {}
 
     def run(self) -> None:
         try:
-            with _Output(self._result.output, self._result.group, self._header) as output:
-                while (message := self._connection.receive()).identifier != MessageId.CLOSE:
-                    if isinstance(message.content, str):
-                        self._take_text(message.content)
-                    else:
-                        self._result.fallbacks += "Fallback" in getattr(message.content, "meta", ())
-                        output.write(self._fixed(message.content))
+            while (message := self._connection.receive()).identifier != MessageId.CLOSE:
+                if isinstance(message.content, str):
+                    self._take_text(message.content)
+                else:
+                    self._result.fallbacks += "Fallback" in getattr(message.content, "meta", ())
+                    self._part.write(message.identifier, self._fixed(message.content))
+            self.complete = True
         except MrdError as error:
             self._result.errors.append(f"the session broke off: {error}")
+            self.complete = True
         except Exception as error:  # noqa: BLE001 -- whatever keeps images from being kept is an error of the session
-            self._result.errors.append(f"what came back could not be kept in {self._result.output}: {error}")
+            self._result.errors.append(f"what came back could not be kept: {error}")
             self._connection.abort()
+        finally:
+            self._part.close()
 
     def _take_text(self, text: str) -> None:
         word, _, rest = text.partition(" ")
@@ -158,27 +179,6 @@ class _Receiver(threading.Thread):
             return item
         logger.warning("Image %d of series %d is transposed to fit", item.image_index, item.image_series_index)
         return ismrmrd.Image(item.getHead(), meta=item.meta, data=np.ascontiguousarray(item.data.swapaxes(2, 3)))
-
-
-class _Output:
-    """Output file, opened only when there is something to write, so that a session without images leaves no file."""
-
-    def __init__(self, path: Path, group: str, header: str | None) -> None:
-        self._path, self._group, self._header = path, group, header
-        self._writer: MrdWriter | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def write(self, item: Any) -> None:
-        if self._writer is None:
-            self._writer = MrdWriter(self._path, self._group)
-            self._writer.write_header(self._header or "")
-        self._writer.write(item)
 
 
 def connect(address: str, port: int, timeout: float) -> socket.socket:
@@ -237,23 +237,56 @@ def json_parameters(options: ClientOptions, of_file: str | None) -> str | None:
 
 
 def run(options: ClientOptions) -> Result:
-    """Hold one session: send the file, receive until the server closes.
+    """Hold one session: send the file, receive until the server closes, put what came into the output.
 
     Raises
     ------
     ClientError, MrdFileError
         If the session cannot begin. What goes wrong later stands in the result's ``errors``.
+    KeyboardInterrupt
+        If it is interrupted; a note says where what came in until then is kept.
     """
     result = Result(_output_path(options), options.out_group or str(datetime.now()))
     start = time.monotonic()
     with open_source(options.source, options.in_group, options.send_waveforms) as source:
-        parameters = json_parameters(options, source.json_parameters)
-        config_text = None if options.config_file is None else _read_text(options.config_file)
-        # The server may compute for long before it takes more: only its silence is limited.
-        limits = Limits(send_timeout=options.timeout, message_time=math.inf, images=sys.maxsize)
-        connection = Connection(connect(options.address, options.port, options.timeout), limits)
-        receiver = _Receiver(connection, options, result, source.header_xml)
-        receiver.start()
+        part = PartFile(result.output, source.header_xml or "")
+        try:
+            complete = _hold_session(source, part, options, result)
+            result.seconds = time.monotonic() - start
+            if part.path is not None:
+                result.part = part.path
+                if complete:
+                    _join(result)
+        except BaseException as error:
+            if part.path is not None and part.path.exists():  # else it has just joined the output
+                error.add_note(_where_kept(part.path, result))
+            raise
+    return result
+
+
+def _join(result: Result) -> None:
+    try:
+        join_in_process(result.part, result.output, result.group)
+        result.part = None
+    except MrdFileError as error:
+        result.errors.append(f"what came back could not be kept in {result.output}: {error}")
+
+
+def _where_kept(part: Path, result: Result) -> str:
+    command = join_command(part, result.output, result.group)
+    return f"what came in is kept in {part}; this puts it into {result.output}: {command}"
+
+
+def _hold_session(source: Source, part: PartFile, options: ClientOptions, result: Result) -> bool:
+    """Send the file and receive; returns whether all that came is in the stream file."""
+    parameters = json_parameters(options, source.json_parameters)
+    config_text = None if options.config_file is None else _read_text(options.config_file)
+    # The server may compute for long before it takes more: only its silence is limited.
+    limits = Limits(send_timeout=options.timeout, message_time=math.inf, images=sys.maxsize)
+    connection = Connection(connect(options.address, options.port, options.timeout), limits)
+    receiver = _Receiver(connection, options, result, part)
+    receiver.start()
+    try:
         try:
             if config_text is None:
                 connection.send_config_file(options.config)
@@ -268,29 +301,25 @@ def run(options: ClientOptions) -> Result:
             result.errors.append(str(error))
         except MrdFileError as error:
             result.errors.append(str(error))
-        finally:
-            connection.abort()  # a receiver that still waits is woken
-            receiver.join(CONNECT_PATIENCE)
-            connection.close()
+        connection.abort()  # a receiver that still waits is woken
+        receiver.join()  # what the system has taken in by then is still kept
+    finally:
+        connection.close()  # an interrupted one ends with the message that it has
+        receiver.join(INTERRUPT_WAIT)
     result.sent = {"acquisitions": connection.sentAcqs, "waveforms": connection.sentWaveforms,
                    "images": connection.sentImages}  # fmt: skip
     result.received = {"acquisitions": connection.recvAcqs, "waveforms": connection.recvWaveforms,
                        "images": connection.recvImages}  # fmt: skip
-    result.seconds = time.monotonic() - start
-    return result
+    return receiver.complete
 
 
 def _output_path(options: ClientOptions) -> Path:
     output = options.output or options.source.with_name(f"{options.source.stem}_results.h5")
     if output.resolve() == options.source.resolve():
         raise ClientError(f"the output would overwrite the input {options.source}: name another with -o")
-    if not output.absolute().parent.is_dir():
-        raise ClientError(f"there is no folder {output.absolute().parent} for the output")
-    # What would keep the images from being written is better known before the scan than after it.
-    is_new = not output.exists()
-    MrdWriter(output, None).close()
-    if is_new:
-        output.unlink()
+    if not output.resolve().parent.is_dir():
+        raise ClientError(f"there is no folder {output.resolve().parent} for the output")
+    check_output(output)  # what would keep the images from being written is better known before the scan
     return output
 
 
@@ -379,9 +408,48 @@ def configure_logging(verbose: bool, quiet: bool, logfile: Path | None) -> None:
     log_to(console, verbose, logfile)
 
 
+class Interrupted(KeyboardInterrupt):
+    """The signal that it is given, as its number, is to end the program."""
+
+
+def interrupt_on_signals() -> None:
+    """Let Ctrl+C, SIGTERM and SIGHUP raise `Interrupted` in the main thread, but those that are ignored already.
+
+    Once there was one, the run has `INTERRUPT_WAIT` to end; a further one ends it at once after that.
+    """
+    first = math.inf
+
+    def interrupt(signum: int, frame: object) -> None:
+        nonlocal first
+        if first == math.inf:
+            first = time.monotonic()
+            raise Interrupted(signum)
+        if time.monotonic() - first > INTERRUPT_WAIT:
+            os._exit(128 + signum)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signum = getattr(signal, name, None)  # Windows has no SIGHUP
+        if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(signum, interrupt)
+
+
 def main() -> int:
-    """Run the client; returns the exit status."""
+    """Run the client; returns the exit status: 0, 1 after an error, 128 + the signal when interrupted."""
     arguments = parse_arguments()
+    try:
+        interrupt_on_signals()
+        return _run_command(arguments)
+    except KeyboardInterrupt as error:
+        signum = error.args[0] if isinstance(error, Interrupted) else signal.SIGINT
+        why = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            if sys.stderr.isatty():
+                print(file=sys.stderr)  # ends the line that shows the progress
+            print("error: " + "; ".join([why, *getattr(error, "__notes__", ())]), file=sys.stderr)
+        return 128 + signum
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
     try:
         configure_logging(arguments.verbose, arguments.quiet, arguments.logfile)
     except OSError as error:
@@ -408,14 +476,11 @@ def main() -> int:
     except (ClientError, MrdFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nerror: interrupted", file=sys.stderr)
-        return 130
     if options.progress:
         print(file=sys.stderr)
     if not arguments.quiet:
         print_summary(result)
-    if arguments.mrd2gif and result.received["images"]:
+    if arguments.mrd2gif and result.received["images"] and result.part is None:
         import mrd2gif
 
         try:
@@ -425,7 +490,8 @@ def main() -> int:
         except (OSError, ValueError) as error:
             result.errors.append(f"no picture could be made: {error}")
     if result.errors:
-        print(f"error: {result.errors[0]}", file=sys.stderr)
+        kept = [] if result.part is None else [_where_kept(result.part, result)]
+        print("error: " + "; ".join([result.errors[0], *kept]), file=sys.stderr)
         return 1
     return 0
 
@@ -442,7 +508,7 @@ def print_summary(result: Result) -> None:
         print(f"fallback {result.fallbacks} of the images are simple fallback images: the reconstruction failed")
     if result.pace:
         print(result.pace)
-    if any(result.received.values()):
+    if any(result.received.values()) and result.part is None:
         print(f"output   {result.output} group '{result.group}'")
 
 

@@ -252,14 +252,15 @@ class MrdWriter:
     ----------
     path : path-like
         The file; made if it is not there, else added to.
-    group : str or None
-        The group; images, readouts and waveforms that it already holds are kept. None opens the file only, which tells
-        whether it can be written.
+    group : str
+        The group; images, readouts and waveforms that it already holds are kept.
     keep_free : int
         What is left free on the disk [bytes].
     image_groups : int or None
         How many groups of images, of a series, size and type each, are made at most: each costs some kilobytes, however
         small its images are. None: no limit.
+    locking : bool or None
+        Whether HDF5 locks the file; None: as HDF5 does by itself. False for who holds a lock on it already.
 
     Raises
     ------
@@ -270,24 +271,24 @@ class MrdWriter:
     def __init__(
         self,
         path: Path | str,
-        group: str | None = "dataset",
+        group: str = "dataset",
         keep_free: int = ROOM,
         image_groups: int | None = None,
+        locking: bool | None = None,
     ) -> None:
         self.path = Path(path)
         self._keep_free = max(ROOM, keep_free)
         self._groups_left = math.inf if image_groups is None else image_groups
         try:
-            self._file = h5py.File(self.path, "a")
+            self._file = h5py.File(self.path, "a", locking=locking)
         except OSError as error:
             raise MrdFileError(f"{self.path} cannot be written: {error}") from error
         self.group = group
-        if group is not None:
-            try:
-                self._group = self._file.require_group(group)
-            except (TypeError, ValueError) as error:
-                self._file.close()
-                raise MrdFileError(f"{self.path} has no room for a group '{group}': {error}") from error
+        try:
+            self._group = self._file.require_group(group)
+        except (TypeError, ValueError) as error:
+            self._file.close()
+            raise MrdFileError(f"{self.path} has no room for a group '{group}': {error}") from error
         self._acquisitions: list[ismrmrd.Acquisition] = []
         self._waveforms: list[ismrmrd.Waveform] = []
         self._batch_bytes = 0

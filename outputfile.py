@@ -1,0 +1,331 @@
+"""The client's output file: a run goes into a file beside it while it comes, and joins the output when it is complete.
+
+The file beside is an ISMRMRD stream that is only appended to (``out.part-<date>-<time>-<letters>.mrd`` for ``out.h5``).
+Whatever ends the client, its whole messages can be read: `mrdsource` and the ``ismrmrd`` package do so, and
+
+    python outputfile.py out.part-20261125-134417-x7k2m1qa.mrd -o out.h5 -G dataset
+
+puts them into a group of the output. The output itself is never written to. A copy of it gets the new group, and takes
+its place in one step, so that at any time the output is either the earlier file or the whole new one.
+
+This runs in a process of its own: HDF5 may crash when a write fails where the disk still reports room (a file size
+limit, a quota), and would take the client with it.
+"""
+
+import argparse
+import contextlib
+import errno
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+
+from codec import StreamBroken, encode, read_messages
+from constants import MessageId
+from limits import Limits
+from mrdfile import MrdFileError, MrdWriter, open_mrd
+
+try:
+    import fcntl
+except ImportError:  # Windows does not replace a file that is open, so nothing is lost there, but the step may fail
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+# The stream was made by the client itself, of messages that kept to its limits; writing may make texts longer.
+_UNLIMITED = Limits(data=sys.maxsize, text=sys.maxsize, header=sys.maxsize, attributes=sys.maxsize)
+
+_COPY_STEP = 1 << 30  # [bytes]
+_ERROR = "error: "  # begins the line that says why the command failed
+
+
+class PartFile:
+    """The stream file of one run; made when there is something to write, so that a run without images leaves none.
+
+    Parameters
+    ----------
+    output : Path
+        The output file; the stream goes beside it, or beside what it links to.
+    header_xml : str
+        MRD header, which is the first message.
+
+    Attributes
+    ----------
+    path : Path or None
+        The stream file, once something has been written.
+    """
+
+    def __init__(self, output: Path, header_xml: str) -> None:
+        self.path: Path | None = None
+        self._output = output
+        self._header_xml = header_xml
+        self._file: BinaryIO | None = None
+        self._size = 0
+        self._is_empty = True
+
+    def write(self, identifier: MessageId, content: Any) -> None:
+        """Append one message.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written whole; then the file ends with the message before it.
+        """
+        if self._file is None:
+            handle, name = _make_part(self._output)
+            self._file, self.path = os.fdopen(handle, "wb", buffering=0), Path(name)
+            self._append(MessageId.METADATA_XML_TEXT, self._header_xml)
+        self._append(identifier, content)
+        self._is_empty = False
+
+    def _append(self, identifier: MessageId, content: Any) -> None:
+        try:
+            for buffer in encode(identifier, content):
+                rest = memoryview(buffer).cast("B") if len(buffer) else buffer
+                while len(rest):
+                    rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(self._size)
+            raise
+        self._size = self._file.tell()
+
+    def close(self) -> None:
+        """Close the file; one that nothing could be written into is removed."""
+        if self._file is None:
+            return
+        self._file.close()
+        if self._is_empty:
+            self.path.unlink()
+            self.path = None
+
+
+def _make_part(output: Path) -> tuple[int, str]:
+    """Make a new file beside the output, for its user only; returns its handle and name."""
+    output = output.resolve()
+    return tempfile.mkstemp(".mrd", f"{output.stem}.part-{time.strftime('%Y%m%d-%H%M%S')}-", output.parent)
+
+
+def check_output(output: Path) -> None:
+    """Check, before a scan, that a run can join the output file, without touching that.
+
+    Raises
+    ------
+    MrdFileError
+        If no file can be made beside it, or it is there and is write-protected, no HDF5 file, or open for writing.
+    """
+    try:
+        handle, name = _make_part(output)
+        os.close(handle)
+        Path(name).unlink()
+        if output.exists():
+            if not os.access(output, os.W_OK):
+                raise PermissionError(errno.EACCES, "it is write-protected")
+            open_mrd(output).close()
+    except OSError as error:
+        raise MrdFileError(f"{output} cannot be written: {error}") from error
+
+
+def join_command(part: Path, output: Path, group: str) -> str:
+    """Command line that puts a stream file into a group of an output file."""
+    return shlex.join(["python", str(Path(__file__).resolve()), str(part), "-o", str(output.absolute()), f"-G={group}"])
+
+
+def join_in_process(part: Path, output: Path, group: str) -> None:
+    """Do as `join` in a process of its own; what it warns of is logged.
+
+    Raises
+    ------
+    MrdFileError
+        If that fails or crashes. The output is as it was, and the stream is kept.
+    """
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).resolve()), str(part), "-o", str(output), f"-G={group}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,  # Ctrl+C reaches the client's process group; the client decides when to end
+    )
+    try:
+        _, said = process.communicate()
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    finally:
+        if process.returncode:
+            _remove_unfinished(output)
+    lines = said.splitlines()
+    reason = lines.pop() if process.returncode > 0 and lines else f"exit status {process.returncode}"
+    for line in lines:
+        logger.warning("%s", line)
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise MrdFileError(f"HDF5 crashed ({name}), as it does when a file size limit or a quota is reached")
+    if process.returncode:
+        raise MrdFileError(reason.removeprefix(_ERROR))
+
+
+def join(part: Path, output: Path, group: str) -> None:
+    """Put the messages of a stream file into a group of an output file, and remove the stream file.
+
+    A message that broke off at the end of the stream is left out, and logged. What the group holds already is kept.
+
+    Parameters
+    ----------
+    part : Path
+        The stream file.
+    output : Path
+        MRD .h5 file; made if it is not there. It is replaced in one step, when its new version is on the disk; where it
+        is a link, that is done to what it links to.
+    group : str
+        The group.
+
+    Raises
+    ------
+    OSError, MrdError
+        If the stream cannot be read, or the output cannot be written. The output is as it was.
+    """
+    with part.open("rb") as stream, _new_version(output.resolve()) as new, \
+            MrdWriter(new, group, locking=False) as writer:  # fmt: skip
+        try:
+            for message in read_messages(stream, _UNLIMITED):
+                if message.identifier == MessageId.METADATA_XML_TEXT:
+                    writer.write_header(message.content)
+                else:
+                    writer.write(message.content)
+        except StreamBroken as error:
+            logger.warning("%s breaks off in its last message, which is left out: %s", part, error)
+    part.unlink()
+
+
+def _unfinished(output: Path) -> Path:
+    return output.with_name(f".{output.name}.unfinished")
+
+
+@contextlib.contextmanager
+def _new_version(output: Path) -> Iterator[Path]:
+    """A copy of the output, or an empty HDF5 file, which takes the output's place if all goes well.
+
+    Only one process at a time has it, so that no run gets lost when several join one output.
+    """
+    path = _unfinished(output)
+    with _locked(path) as file:
+        try:
+            file.truncate(0)  # a process that was killed may have left something
+            if output.exists():
+                _copy(output, file)
+            else:
+                h5py.File(path, "w", locking=False).close()
+            yield path
+            os.fsync(file.fileno())
+            if fcntl is None:
+                file.close()  # Windows moves no file that is open
+            path.replace(output)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+    _sync_folder(output.parent)
+
+
+def _locked(path: Path, flags: int = os.O_CREAT, wait: bool = True) -> BinaryIO:
+    """Open a file that no other process has; with a lock on the file itself, which needs no further file.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process has it, and this is not to be waited for.
+    """
+    while True:
+        flags |= os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags, 0o666)
+        file = os.fdopen(handle, "r+b", buffering=0)
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_at(path, handle):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError as error:
+            logger.warning("%s cannot be locked: let no other client write into the same output: %s", path, error)
+            return file
+        file.close()  # who had it has put it in place, or removed it
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_unfinished(output: Path) -> None:
+    """Remove what a process that was killed, or crashed, has left; unless another one has it."""
+    path = _unfinished(output.resolve())
+    with contextlib.suppress(OSError), _locked(path, flags=0, wait=False):
+        path.unlink()
+
+
+def _copy(output: Path, target: BinaryIO) -> None:
+    """Copy a file and its mode; where the file system can, its blocks are shared and not copied."""
+    with output.open("rb", buffering=0) as source:
+        try:
+            if fcntl is not None:
+                fcntl.flock(source, fcntl.LOCK_SH | fcntl.LOCK_NB)  # HDF5 locks what it writes in the same way
+        except BlockingIOError as error:
+            raise MrdFileError(f"{output} is open for writing in another program") from error
+        except OSError as error:
+            logger.debug("%s cannot be locked: %s", output, error)
+        if hasattr(os, "fchmod"):
+            os.fchmod(target.fileno(), os.fstat(source.fileno()).st_mode)
+        with contextlib.suppress(OSError, AttributeError):
+            while os.copy_file_range(source.fileno(), target.fileno(), _COPY_STEP):
+                pass
+        shutil.copyfileobj(source, target, 1 << 20)  # the rest: everything, where the system has no such call
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows, and some network shares, offer nothing like it
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def main() -> int:
+    """Put a stream file into an output file; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Puts what an interrupted run of client.py has left into a group of an MRD .h5 file."
+    )
+    parser.add_argument("part", type=Path, help="stream file that the client has left")
+    parser.add_argument("-o", "--outfile", type=Path, required=True, help="MRD .h5 file; made if it is not there")
+    parser.add_argument("-G", "--out-group", default=str(datetime.now()), help="its group (default: date and time)")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        join(arguments.part, arguments.outfile, arguments.out_group)
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the stream is kept, and the user is told in one line
+        unfinished, final = str(_unfinished(arguments.outfile.resolve())), str(arguments.outfile)
+        print(_ERROR + str(error).replace(unfinished, final).replace("\n", " "), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
