@@ -21,7 +21,7 @@ import numpy as np
 import mrdhelper
 from dicomio.files import PYDICOM_ERRORS, DicomFileError, find_dicom_files, read_dicom
 from dicomio.flow import velocity_encoding
-from dicomio.frames import Frame, mrd_geometry
+from dicomio.frames import Frame, frame_type, mrd_geometry
 from dicomio.header import acquisition_ticks, acquisition_time, clean_text, echo_time, mrd_header, trigger_time
 from dicomio.packing import FRAME_KEY, HASH_KEY, JSON_KEY, pack_frames, pixel_hash
 from dicomio.pixels import decode_frames
@@ -102,7 +102,7 @@ def frame_meta(frame: Frame) -> dict[str, Any]:
     for keyword in ("SeriesNumber", "InstanceNumber", "SeriesDescription", "ProtocolName", "PhotometricInterpretation"):
         if text := clean_text(frame.text(keyword)):
             meta[keyword if keyword != "SeriesDescription" else "SequenceDescription"] = text
-    if types := [clean_text(value) for value in frame.texts("ImageType")]:
+    if types := [clean_text(value) for value in frame_type(frame)]:
         meta["ImageType"] = types
     slope, intercept = frame.number("RescaleSlope"), frame.number("RescaleIntercept")
     if slope == 0:

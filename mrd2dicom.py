@@ -32,7 +32,15 @@ from dicomio.geometry import Plane
 from dicomio.minimal import minimal_dataset, put_plane
 from dicomio.parts import Part, parts_of
 from dicomio.pixels import ValueRange, put_stored, put_unchanged, store
-from dicomio.update import drop_window, mark_derived, put_geometry, put_identity, put_rescale, put_window
+from dicomio.update import (
+    drop_window,
+    mark_derived,
+    put_geometry,
+    put_identity,
+    put_rescale,
+    put_window,
+    summarise_frames,
+)
 from mrdfile import MrdFileError, MrdReader
 from mrdheader import parse_header
 from progress import track
@@ -151,14 +159,13 @@ def from_source(parts: list[Part], plan: SeriesPlan) -> Dataset:
         if "NumberOfFrames" in dataset:
             dataset.NumberOfFrames = 1
     else:
-        types = {tuple(part.source.get("ImageType") or ()) for part in parts}
         altered = [number for number, part in enumerate(parts) if part.changed]
         main = altered[0] if altered else 0
         dataset = merge_frames([part.source for part in parts], [part.source_frame for part in parts], main)
         if altered and dataset.get("SourceImageSequence"):
             dataset.SourceImageSequence[-1].ReferencedFrameNumber = [parts[n].source_frame + 1 for n in altered]
-        if len(types) > 1 and is_enhanced(dataset):
-            dataset.ImageType = ["MIXED", *list(dataset.ImageType)[1:]]
+        if altered and is_enhanced(dataset):
+            summarise_frames(dataset)
     if stored is None:
         put_unchanged(dataset, pixels)
     else:

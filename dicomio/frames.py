@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.valuerep import format_number_as_ds
 
@@ -27,6 +28,17 @@ def is_enhanced(dataset: Dataset) -> bool:
 def frame_count(dataset: Dataset) -> int:
     """Number of frames: 1 for a classic object."""
     return max(1, int(Frame(dataset).number("NumberOfFrames") or 1))
+
+
+def functional_groups(item: Dataset) -> Iterator[DataElement]:
+    """Yield the functional groups of an item, as the standard knows them.
+
+    Private sequences beside them are no part of a frame's description: those of Philips, for one, repeat attributes
+    with the values, and by the rules, of a classic object.
+    """
+    for tag in sorted(item.keys()):
+        if not tag.is_private and item[tag].VR == "SQ":
+            yield item[tag]
 
 
 class Frame:
@@ -57,8 +69,8 @@ class Frame:
         try:
             with quiet_pydicom():
                 for group in self._groups:
-                    for macro in group:
-                        if macro.VR == "SQ" and macro.value and keyword in macro.value[0]:
+                    for macro in functional_groups(group):
+                        if macro.value and keyword in macro.value[0]:
                             return macro.value[0][keyword].value
                 return self.dataset.get(keyword)
         except PYDICOM_ERRORS as error:
@@ -127,10 +139,15 @@ class Frame:
     def frame_type_macro(self) -> str | None:
         """Name of the functional group with the frame's type, such as MRImageFrameTypeSequence."""
         for group in self._groups:
-            for macro in group:
+            for macro in functional_groups(group):
                 if macro.keyword.endswith("FrameTypeSequence"):
                     return macro.keyword
         return None
+
+
+def frame_type(frame: Frame) -> list[str]:
+    """Values of a frame's own type, else of the object's image type."""
+    return frame.texts("FrameType") or frame.texts("ImageType")
 
 
 def plane_of(frame: Frame) -> Plane | None:
@@ -194,9 +211,9 @@ def merge_frames(parts: list[Dataset], indices: list[int], main: int = 0) -> Dat
     total = frame_count(merged)
     if is_enhanced(merged):
         items = [part[PER_FRAME].value[0] if part.get(PER_FRAME) else Dataset() for part in parts]
-        own = {macro.keyword or macro.tag for item in items for macro in item}
+        own = {macro.keyword for item in items for macro in functional_groups(item)}
         shared = merged[SHARED].value[0] if merged.get(SHARED) else Dataset()
-        for name in own & {macro.keyword or macro.tag for macro in shared}:
+        for name in own & {macro.keyword for macro in functional_groups(shared)}:
             # A functional group is either shared or each frame's own, never both.
             for item in items:
                 if name not in item:

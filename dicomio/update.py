@@ -6,7 +6,7 @@ import datetime as dt
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ismrmrd
@@ -20,7 +20,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from dicomio.frames import Frame, is_enhanced
+from dicomio.frames import Frame, frame_count, frame_type, is_enhanced
 from dicomio.geometry import Plane
 from dicomio.minimal import COMPONENTS, clean, decimal, put_plane, valid_uid
 from dicomio.pixels import UINT16_MAXIMUM, StoredPixels
@@ -29,6 +29,7 @@ from dicomio.series import image_kind
 logger = logging.getLogger(__name__)
 
 _CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
+ENHANCED_TYPES = 4  # values of an enhanced object's image type
 _NEVER_KEPT = ("DigitalSignaturesSequence", "MACParametersSequence", "InstanceCreatorUID")
 
 
@@ -78,7 +79,7 @@ def mark_derived(frame: Frame, meta: Mapping[str, Any], kind: int) -> None:
             dataset.PixelPresentation = "TRUE_COLOR"
             dataset.ICCProfile, dataset.ColorSpace = _srgb_profile(), "SRGB"
     is_new_component = kind in COMPONENTS and kind != source_kind
-    types = _derived_type(frame.texts("ImageType"), as_texts(meta.get("ImageType")), is_enhanced(dataset))
+    types = _derived_type(frame_type(frame), as_texts(meta.get("ImageType")), is_enhanced(dataset))
     if is_new_component and not is_enhanced(dataset):
         types[2:3] = [COMPONENTS[kind][0]]
     dataset.ImageType = types
@@ -99,10 +100,28 @@ def _srgb_profile() -> bytes:
 
 
 def _derived_type(source: list[str], wanted: list[str], enhanced: bool) -> list[str]:
-    """ImageType of changed pixels: a module's own if it set one, else the source's, but derived."""
-    values = wanted if len(wanted) > 1 and all(_CODE_STRING.fullmatch(value) for value in wanted) else source
-    # Value 2 of an enhanced object is PRIMARY by definition (PS3.3, C.8.16.1.2).
-    return ["DERIVED", "PRIMARY" if enhanced else "SECONDARY", *values[2:]]
+    """Image type of changed pixels: a module's own if it set a valid one, else the source's, but derived.
+
+    An enhanced object's has four values, and PRIMARY as the second (PS3.3, C.8.16.1); a classic one's two or more.
+    """
+    fits = len(wanted) == ENHANCED_TYPES if enhanced else len(wanted) > 1
+    values = wanted if fits and all(_CODE_STRING.fullmatch(value) for value in wanted) else source
+    return ["DERIVED", "PRIMARY", *values[2:ENHANCED_TYPES]] if enhanced else ["DERIVED", "SECONDARY", *values[2:]]
+
+
+def summarise_frames(dataset: Dataset) -> None:
+    """Make an enhanced object say of itself what holds for all its frames, and MIXED where they differ.
+
+    This concerns its image type, value by value, and its complex component (PS3.3, C.8.16.1 and C.8.13.3.1).
+    """
+    frames = [Frame(dataset, index) for index in range(frame_count(dataset))]
+    dataset.ImageType = [_common(values) for values in zip(*map(frame_type, frames), strict=False)]
+    if "ComplexImageComponent" in dataset:
+        dataset.ComplexImageComponent = _common([frame.text("ComplexImageComponent") for frame in frames])
+
+
+def _common(values: Sequence[str]) -> str:
+    return values[0] if len(set(values)) == 1 else "MIXED"
 
 
 def _refer_to_source(frame: Frame, meta: Mapping[str, Any]) -> None:

@@ -289,6 +289,34 @@ def enhanced_dataset(frames=4):
     return dataset
 
 
+PHILIPS = "Philips MR Imaging DD 005"
+
+
+def philips_dataset(frames=3):
+    """The enhanced object as Philips' scanners write it: each frame also has, in a private sequence, what a classic
+    object would say of it, in classic terms: five values of image type, its own window, rescaling and position.
+    """
+    dataset = enhanced_dataset(frames)
+    dataset.Manufacturer = "Philips"
+    for number, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        classic = item(
+            ImageType=["ORIGINAL", "PRIMARY", "M_FFE", "M", "FFE"],
+            InstanceNumber=number + 1,
+            TriggerTime=f"{7 * number}",
+            EchoTime="99",
+            SliceThickness="77",
+            ImagePositionPatient=["1", "2", "3"],
+            WindowCenter="11",
+            WindowWidth="22",
+            RescaleSlope="3",
+            RescaleIntercept="5",
+        )
+        groups.private_block(0x2005, PHILIPS, create=True).add_new(0x0F, "SQ", [classic])
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared.private_block(0x2005, PHILIPS, create=True).add_new(0x0E, "SQ", [item(EchoTime="98")])
+    return dataset
+
+
 def changed(function, head=None, meta=None):
     """A function that makes an image with other pixels, header fields and meta attributes, as a module would."""
 

@@ -1,5 +1,7 @@
 """DICOM -> MRD -> (a module) -> MRD -> DICOM: what stays the same, and that what changed is said truthfully."""
 
+import copy
+
 import numpy as np
 import pydicom
 import pytest
@@ -316,6 +318,54 @@ def test_changed_enhanced_objects_are_valid(change, tmp_path):
     for after in tools.round_trip(tools.folder_of(tmp_path, source), tmp_path, change):
         assert after.NumberOfFrames == 4
         assert tools.dicom_errors(after, tmp_path) <= tools.dicom_errors(source, tmp_path)
+
+
+def test_private_sequences_are_not_the_frames(tmp_path):
+    """Philips repeats each frame's attributes, in classic terms, in a private sequence of its functional groups."""
+    source, plain = tools.philips_dataset(), tools.enhanced_dataset(3)
+    for index in range(3):
+        here, there = Frame(source, index), Frame(plain, index)
+        assert here.texts("ImageType") == there.texts("ImageType") == ["ORIGINAL", "PRIMARY", "VELOCITY", "NONE"]
+        for keyword in ("WindowWidth", "RescaleSlope", "SliceThickness", "TriggerTime", "EchoTime"):
+            assert here.number(keyword) == there.number(keyword)
+        np.testing.assert_array_equal(plane_of(here).first_pixel, plane_of(there).first_pixel)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [None, ["DERIVED", "SECONDARY", "M"], ["DERIVED", "PRIMARY", "M_FFE", "M", "FFE"], ["DERIVED", "PRIMARY"]],
+    ids=["none", "classic", "Philips", "short"],
+)
+def test_changed_philips_object_has_no_new_error(wanted, tmp_path):
+    """Also where a module sets an image type that is one of classic objects, which enhanced ones may not have."""
+    source = tools.philips_dataset()
+    change = tools.changed(invert, meta=None if wanted is None else {"ImageType": wanted})
+    (after,) = tools.round_trip(tools.folder_of(tmp_path, source), tmp_path, change)
+    assert list(after.ImageType) == ["DERIVED", "PRIMARY", "VELOCITY", "NONE"]
+    assert [Frame(after, index).texts("FrameType") for index in range(3)] == [list(after.ImageType)] * 3
+    assert tools.dicom_errors(after, tmp_path) - tools.dicom_errors(source, tmp_path) == set()
+    private = [groups[0x2005, 0x100F].value[0] for groups in after.PerFrameFunctionalGroupsSequence]
+    assert [list(classic.ImageType)[2:] for classic in private] == [["M_FFE", "M", "FFE"]] * 3
+    assert after.SharedFunctionalGroupsSequence[0].private_block(0x2005, tools.PHILIPS)[0x0E].value[0].EchoTime == 98
+
+
+def test_frames_of_different_types_keep_theirs(tmp_path):
+    """An object with magnitude and phase frames says MIXED of itself, and the truth of each frame."""
+    source = tools.enhanced_dataset(2)
+    shared = source.SharedFunctionalGroupsSequence[0]
+    kinds = [("M", "MAGNITUDE"), ("VELOCITY", "PHASE")]
+    for groups, (kind, component) in zip(source.PerFrameFunctionalGroupsSequence, kinds, strict=True):
+        groups.MRImageFrameTypeSequence = copy.deepcopy(shared.MRImageFrameTypeSequence)
+        groups.MRImageFrameTypeSequence[0].FrameType = ["ORIGINAL", "PRIMARY", kind, "NONE"]
+        groups.MRImageFrameTypeSequence[0].ComplexImageComponent = component
+    del shared.MRImageFrameTypeSequence
+    source.ImageType = ["ORIGINAL", "PRIMARY", "MIXED", "NONE"]
+    source.ComplexImageComponent = "MIXED"
+    (after,) = tools.round_trip(tools.folder_of(tmp_path, source), tmp_path, tools.changed(invert))
+    assert list(after.ImageType) == ["DERIVED", "PRIMARY", "MIXED", "NONE"]
+    types = [Frame(after, index).texts("FrameType") for index in range(2)]
+    assert types == [["DERIVED", "PRIMARY", kind, "NONE"] for kind, _ in kinds]
+    assert tools.dicom_errors(after, tmp_path) - tools.dicom_errors(source, tmp_path) == set()
 
 
 def test_some_frames_of_a_multiframe_object(tmp_path):
