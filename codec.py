@@ -15,9 +15,11 @@ Exceptions::
 import ctypes
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
+from xml.etree import ElementTree as ET
 
 import ismrmrd
 import numpy as np
@@ -187,6 +189,13 @@ IMAGE_DTYPES = {
 
 UNREADABLE = "UnreadableAttributes"
 
+PIECE = 1 << 16  # characters of attributes that are read at once; real ones have some tens of thousands
+
+# The interpreter works for one thread at a time. With many sessions that have attributes read, the others would hardly
+# get their turn; so one session at a time does that, for attributes of one length, by powers of two: none waits for
+# others with far longer ones.
+_TURNS = tuple(threading.Lock() for _ in range(64))
+
 
 def has_document_type(xml: str) -> bool:
     """Whether XML declares a document type: MRD never does, and entities are how XML is made to blow up."""
@@ -201,17 +210,35 @@ def parse_attributes(xml: str) -> ismrmrd.Meta:
     try:
         if has_document_type(xml):
             raise ValueError("it declares a document type")
-        meta = ismrmrd.Meta.deserialize(xml)
-    except (SyntaxError, ValueError, AssertionError) as error:  # ElementTree.ParseError is a SyntaxError
+        with _TURNS[len(xml).bit_length()]:
+            return _read_meta(xml)
+    except (SyntaxError, ValueError) as error:  # ElementTree.ParseError is a SyntaxError
         logger.debug("The attributes of an image are no valid MRD meta XML: %s", error)  # there may be many
         meta = ismrmrd.Meta()
         meta[UNREADABLE] = xml
         return meta
-    # The package reads an empty text as None, and would write that as the word.
-    return ismrmrd.Meta(
-        (name or "", [each or "" for each in value] if isinstance(value, list) else value or "")
-        for name, value in meta.items()
-    )
+
+
+def _read_meta(xml: str) -> ismrmrd.Meta:
+    """Read as `ismrmrd.Meta.deserialize`, but piece by piece, as no other thread runs meanwhile.
+
+    An empty text stays one: the package reads it as None, and would write that as the word.
+    """
+    if not xml:
+        return ismrmrd.Meta()
+    parser = ET.XMLParser()
+    for start in range(0, len(xml), PIECE):
+        parser.feed(xml[start : start + PIECE])
+    root = parser.close()
+    if root.tag != "ismrmrdMeta":
+        raise ValueError(f"its root is {root.tag}, not ismrmrdMeta")
+    found: dict[str, list[str]] = {}
+    for child in root.iterfind("meta"):
+        name = child.find("name")
+        if name is None:
+            raise ValueError("a meta without a name")
+        found.setdefault(name.text or "", []).extend(value.text or "" for value in child.iterfind("value"))
+    return ismrmrd.Meta((name, values[0] if len(values) == 1 else values) for name, values in found.items())
 
 
 # ---- writers -------------------------------------------------------------------------------------------------------

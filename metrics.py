@@ -1,9 +1,15 @@
 """Figures of a running server for Prometheus, through its official client library; served to this machine only."""
 
+import contextlib
 import logging
+import socket
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from socketserver import ThreadingMixIn
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from summary import Outcome, SessionSummary
 
@@ -11,11 +17,54 @@ logger = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
 DURATIONS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)  # upper ends of the histogram [s]
+CONNECTIONS = 8  # Prometheus has one; some more are people who look
+SILENCE = 5.0  # of a connection [s]
 KINDS = ("readouts", "waveforms", "images")
 
 
 class MetricsError(Exception):
     """Metrics cannot be served; the message says why in one line."""
+
+
+class _Handler(WSGIRequestHandler):
+    """Answers one request, and waits for it no longer than `SILENCE`."""
+
+    timeout = SILENCE
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """Has at most `CONNECTIONS` connections: a new one ends the oldest, since idle ones would use up file handles."""
+
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._open: dict[socket.socket, None] = {}  # the oldest is first
+        self._lock = threading.Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin with a request."""
+        with self._lock:
+            oldest = next(iter(self._open)) if len(self._open) >= CONNECTIONS else None
+            self._open[request] = None
+            if oldest is not None:
+                del self._open[oldest]
+                with contextlib.suppress(OSError):  # its peer may be gone
+                    oldest.shutdown(socket.SHUT_RDWR)  # which ends its thread, and that closes it
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a request."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log that a peer did not wait for its answer."""
+        logger.debug("A request for metrics ended early: %s", sys.exception())
 
 
 class Metrics:
@@ -69,11 +118,15 @@ class Metrics:
             for kind in KINDS:
                 self._messages.labels(direction, kind)
         try:
-            self._server, self._thread = prometheus.start_http_server(port, ADDRESS, registry)
+            self._server = make_server(
+                ADDRESS, port, prometheus.make_wsgi_app(registry), server_class=_Server, handler_class=_Handler
+            )
         except OSError as error:
             raise MetricsError(
                 f"metrics cannot be served at {ADDRESS}:{port}: {error.strerror}: does another one listen there?"
             ) from error
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
         self.address: tuple[str, int] = self._server.server_address[:2]
         logger.info("Metrics are served at http://%s:%d/metrics", *self.address)
 

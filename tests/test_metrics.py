@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 
 import pytest
@@ -11,8 +12,10 @@ from ismrmrd.serialization import ConfigFile
 from prometheus_client.parser import text_string_to_metric_families
 
 import client
+import metrics as metrics_of_the_server
 from conftest import PATIENCE, header_xml, make_acquisition, make_header, write_module, write_mrd_file
-from metrics import Metrics, MetricsError
+from metrics import CONNECTIONS, Metrics, MetricsError
+from spiral_sessions import wait_until
 from summary import Outcome, SessionSummary
 from test_main import PROJECT, ServerProcess
 
@@ -69,6 +72,25 @@ def test_sessions_are_counted(metrics):
     assert found["mrd_session_seconds_sum"] == pytest.approx(2.25)
     (info,) = [name for name in found if name.startswith("mrd_server_info")]
     assert sys.version.split()[0] in info
+
+
+def test_idle_connections_keep_nobody_out_and_hold_no_handles(metrics):
+    """Two hundred, of which each would hold a file handle and a thread; the oldest give way to the newer ones."""
+    counting = metrics()
+    idle = [socket.create_connection(counting.address, timeout=PATIENCE) for _ in range(200)]
+    assert [each.recv(1) for each in idle[:-CONNECTIONS]] == [b""] * (200 - CONNECTIONS)
+    assert wait_until(lambda: sum("process_request" in each.name for each in threading.enumerate()) <= CONNECTIONS)
+    assert read(counting.address[1])["mrd_sessions_running"] == 0
+    for each in idle:
+        each.close()
+
+
+def test_silent_connection_ends_by_itself(metrics, monkeypatch):
+    monkeypatch.setattr(metrics_of_the_server._Handler, "timeout", 0.05)
+    counting = metrics()
+    with socket.create_connection(counting.address, timeout=PATIENCE) as silent:
+        silent.sendall(b"GET /met")
+        assert silent.recv(1) == b""
 
 
 def test_what_runs_and_waits_is_asked_for_when_metrics_are_read(metrics):
