@@ -268,7 +268,7 @@ def _claim(path: Path) -> io.FileIO | None:
 
 
 def _is_named(path: Path, file: BinaryIO) -> bool:
-    """Whether a path still is the name of an open file."""
+    """Tell whether a path still is the name of an open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -291,7 +291,7 @@ def _create_claimed(folder: Path, stem: str) -> tuple[BinaryIO, io.FileIO]:
             claim = _claim(path)
         except OSError:
             file.close()
-            path.unlink()
+            path.unlink(missing_ok=True)
             raise
         # Between its creation and the claim, another process may have taken the empty file for a leftover.
         if claim is not None and os.path.sameopenfile(claim.fileno(), file.fileno()):

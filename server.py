@@ -256,7 +256,7 @@ class Server:
 
 
 def _has_handles() -> bool:
-    """Whether this process may open so many more files and sockets that a session can begin."""
+    """Tell whether this process may open so many more files and sockets that a session can begin."""
     if resource is None or not (handles := Path("/proc/self/fd")).is_dir():
         return True
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -44,7 +44,7 @@ class Result:
 
     @property
     def is_good(self) -> bool:
-        """Whether every stream has become one file, without a word of an error."""
+        """True when every stream has become one file, without a word of an error."""
         return not (self.lost or self.twice or self.unreadable or self.left or self.errors)
 
     def __add__(self, other: "Result") -> "Result":
