@@ -304,7 +304,7 @@ class IterativeReconstruction(SpiralReconstruction):
 
     backend: str = parameter(
         "auto",
-        "What computes: bart; native, the server's own solver; auto: BART when it is there, else native.",
+        "What computes: native, the server's own solver; bart; auto: native, with BART installed or not.",
         choices=("auto", "bart", "native"),
     )
     scheduler: str = parameter(
@@ -315,7 +315,7 @@ class IterativeReconstruction(SpiralReconstruction):
     )
     num_iter: int = parameter(120, "Iterations of the optimisation.", minimum=1)
     BART_TOOLBOX_PATH: Path | None = parameter(  # noqa: RUF009 - parameter returns a dataclasses.field
-        None, "Folder of the BART toolbox to use; empty: the environment variable of that name, then the PATH."
+        None, "Folder of BART for backend = bart; empty: the environment variable of that name, then the PATH."
     )
 
 
