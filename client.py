@@ -46,6 +46,9 @@ CONNECT_PAUSE = 0.2
 # How long an interrupted run may take to end; further signals are let pass meanwhile, and end it at once later [s].
 INTERRUPT_WAIT = 1.0
 
+# Windows has no SIGHUP.
+ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 class ClientError(Exception):
     """The session cannot be held; the message says why in one line."""
@@ -427,10 +430,15 @@ def interrupt_on_signals() -> None:
         if time.monotonic() - first > INTERRUPT_WAIT:
             os._exit(128 + signum)
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signum = getattr(signal, name, None)  # Windows has no SIGHUP
-        if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
+    for signum in ENDING_SIGNALS:
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
             signal.signal(signum, interrupt)
+
+
+def ignore_signals() -> None:
+    """Let no signal disturb the program's end: Python would die of it, with another exit status."""
+    for signum in ENDING_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def main() -> int:
@@ -438,7 +446,8 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         interrupt_on_signals()
-        return _run_command(arguments)
+        status = _run_command(arguments)
+        ignore_signals()
     except KeyboardInterrupt as error:
         signum = error.args[0] if isinstance(error, Interrupted) else signal.SIGINT
         why = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
@@ -446,7 +455,9 @@ def main() -> int:
             if sys.stderr.isatty():
                 print(file=sys.stderr)  # ends the line that shows the progress
             print("error: " + "; ".join([why, *getattr(error, "__notes__", ())]), file=sys.stderr)
+        ignore_signals()
         return 128 + signum
+    return status
 
 
 def _run_command(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,19 @@ _SESSION = struct.calcsize("<H") + ismrmrd.AcquisitionHeader.measurement_uid.off
 OPENING = config("null") + header()
 
 
+def unread(port: int) -> int:
+    """How much of what a port has sent its peer has not read yet, as the system tells (Linux) [bytes]."""
+    end, total = f":{port:04X}", 0
+    for line in Path("/proc/net/tcp").read_text().splitlines():
+        _, local, remote, _, queues, *_ = line.split()
+        to_send, _, to_read = queues.partition(":")
+        if local.endswith(end):
+            total += int(to_send, 16)
+        elif remote.endswith(end):
+            total += int(to_read, 16)
+    return total
+
+
 class Sender(threading.Thread):
     """One session in a thread of its own; it goes on until it is told to stop or the connection breaks.
 
@@ -74,16 +87,8 @@ class Sender(threading.Thread):
             self.started.set()
 
     def unread(self) -> int:
-        """How much of what was handed over the server has not read yet, as the system tells (Linux) [bytes]."""
-        port, total = f":{self.port:04X}", 0
-        for line in Path("/proc/net/tcp").read_text().splitlines():
-            _, local, remote, _, queues, *_ = line.split()
-            to_send, _, to_read = queues.partition(":")
-            if local.endswith(port):
-                total += int(to_send, 16)
-            elif remote.endswith(port):
-                total += int(to_read, 16)
-        return total
+        """How much of what was handed over the server has not read yet [bytes]."""
+        return unread(self.port)
 
     def _send(self, sock: socket.socket) -> None:
         self.port = sock.getsockname()[1]
