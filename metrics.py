@@ -39,6 +39,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     """Has at most `CONNECTIONS` connections: a new one ends the oldest, since idle ones would use up file handles."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

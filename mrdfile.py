@@ -65,15 +65,55 @@ def open_mrd(path: Path | str) -> h5py.File:
     Raises
     ------
     MrdFileError
-        If there is no such file, or it is no HDF5 file.
+        If there is no such file, it is no HDF5 file, or something in it leads to another file.
     """
     path = Path(path)
     if not path.is_file():
         raise MrdFileError(f"there is no file {path}")
     try:
-        return h5py.File(path, "r")
+        file = h5py.File(path, "r")
     except OSError as error:
         raise MrdFileError(f"{path} cannot be read as HDF5: {error}") from error
+    try:
+        _refuse_other_files(file, path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _refuse_other_files(file: h5py.File, path: Path) -> None:
+    """Refuse a file that leads to others: HDF5 would open them, whatever they are, and their bytes would become data.
+
+    Nothing is opened before its link is known to stay in the file. No recursion: the depth is the file's choice.
+
+    Raises
+    ------
+    MrdFileError
+        There is an external link, a virtual data set, or one with external storage; the text names it.
+    """
+    groups, seen = [file["/"]], set()  # groups may hold each other
+    while groups:
+        group = groups.pop()
+        for name in group:
+            place = f"{group.name.rstrip('/')}/{name}"
+            try:
+                link = group.get(name, getlink=True)
+                if isinstance(link, h5py.ExternalLink):
+                    raise MrdFileError(f"{path}: {place} is a link to another file, {link.filename}: not followed")
+                if isinstance(link, h5py.SoftLink):
+                    continue  # leads to what is looked at by itself, or nowhere
+                item = group[name]
+                if isinstance(item, h5py.Dataset):
+                    if item.is_virtual:
+                        raise MrdFileError(f"{path}: {place} is a virtual data set, of other files: not read")
+                    if item.external:
+                        raise MrdFileError(f"{path}: {place} lies in another file, {item.external[0][0]}: not read")
+                elif isinstance(item, h5py.Group) and (address := h5py.h5o.get_info(item.id).addr) not in seen:
+                    seen.add(address)
+                    groups.append(item)
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise MrdFileError(f"{path}: {place} cannot be read: {error}") from error
 
 
 class MrdReader:
@@ -285,7 +325,11 @@ class MrdWriter:
             raise MrdFileError(f"{self.path} cannot be written: {error}") from error
         self.group = group
         try:
+            _refuse_other_files(self._file, self.path)
             self._group = self._file.require_group(group)
+        except MrdFileError:
+            self._file.close()
+            raise
         except (TypeError, ValueError) as error:
             self._file.close()
             raise MrdFileError(f"{self.path} has no room for a group '{group}': {error}") from error

@@ -64,6 +64,8 @@ def open_source(path: Path, group: str | None = None, waveforms: bool = False) -
     MrdFileError
         If the file is neither, holds no data, or the group is not there or must be named.
     """
+    if path.is_fifo() or path.is_char_device():  # which would block, or never end
+        raise MrdFileError(f"{path} is a pipe or device, not a file")
     try:
         with path.open("rb") as stream:
             is_hdf5 = stream.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE
