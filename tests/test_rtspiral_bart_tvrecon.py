@@ -105,7 +105,7 @@ def test_the_native_solver_is_as_good_as_bart(reconstruct, simulation):
     bart, native = reconstruct().pixels, reconstruct(backend="native", reg_lambda=0.0002).pixels
     assert error(native, truth) <= error(bart, truth)
     assert change(native, truth) >= change(bart, truth)
-    assert error(native, bart) < 0.06  # 0.048 to 0.051, by the processor
+    assert error(native, bart) < 0.06  # other images differ by more than 0.2
 
 
 def test_auto_is_native_and_good_with_linear_ordering(tmp_path, monkeypatch):
