@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from cfl import SAMPLE, BartError, read_cfl, write_cfl
+from processes import kill_group
 
 logger = logging.getLogger(__name__)
 
@@ -319,7 +320,7 @@ def _execute(
     except OSError as error:
         raise BartError(f"{arguments[0]} cannot be run: {error.strerror}") from error
     deadline = time.monotonic() + timeout
-    kill = weakref.finalize(process, _kill_group, process.pid)  # also at the interpreter's exit, should that come first
+    kill = weakref.finalize(process, kill_group, process.pid)  # also at the interpreter's exit, should that come first
     try:
         os.set_blocking(process.stdout.fileno(), False)
         with selectors.DefaultSelector() as selector:
@@ -358,12 +359,6 @@ def _leash() -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError):  # not Linux, or older than util-linux 2.33
         return ()
     return words
-
-
-def _kill_group(group: int) -> None:
-    """Kill every process of a group. BART has nothing to save, so there is no gentle way first."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # gone already
-        os.killpg(group, signal.SIGKILL)
 
 
 def _environment(gpu_device: int, threads: int | None) -> dict[str, str]:

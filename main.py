@@ -1,20 +1,18 @@
 """Command line of the MRD server: arguments, logging, signals."""
 
 import argparse
-import atexit
 import functools
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from commandline import log_to, number
 from configuration import PROJECT_FOLDER
 from limits import add_limits, read_limits
 from metrics import Metrics, MetricsError
 from module_loader import ModuleError
+from processes import leave
 from recorder import DEFAULT_FOLDER
 from server import Server, ServerOptions
 from session import SessionOptions
@@ -128,24 +126,17 @@ def main() -> int:
         nonlocal stopping
         if stopping:
             server.kill_sessions()
-            _leave(128 + signum)
+            leave(128 + signum)
         stopping = True
         server.stop()
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, on_signal)  # the terminal is closed
     server.serve()
     logger.info("The server has ended")
-    return _leave(0)
-
-
-def _leave(status: int) -> NoReturn:
-    """End the process at once: a module that still computes in a thread, deep in a library, must not keep it.
-
-    What has been registered for the end of the interpreter runs before: temporary folders go, and so does BART.
-    """
-    atexit._run_exitfuncs()
-    os._exit(status)
+    return leave(0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Listens, and gives each connection a thread, or a process, of its own."""
 
 import logging
+import multiprocessing
 import selectors
 import socket
 import sys
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from converter import Converter
@@ -15,6 +17,7 @@ from doorkeeper import Doorkeeper, Visitor
 from limits import flag_of
 from memoryguard import MemoryGuard
 from module_loader import ModuleLoader
+from processes import group_lives, kill_group
 from recorder import make_folder, streams_of
 from session import BUILT_IN, Session, SessionOptions
 from summary import Outcome, SessionSummary
@@ -102,6 +105,7 @@ class Server:
         self._converter = Converter(options.session.limits) if options.session.convert else None
         self._session_count = 0
         self._accepting = True
+        self._groups: set[int] = set()  # of processes that ended sessions have left
         self._door = Doorkeeper(options.session.limits, ended)
         self._listener = _listen(options.host, options.port)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
@@ -161,10 +165,12 @@ class Server:
         return len(self._door.queue)
 
     def kill_sessions(self) -> None:
-        """End the processes of running sessions at once; threads end with the server's own process."""
+        """End the processes of sessions at once; threads end with the server's own process."""
         for worker in self._workers:
             if worker.is_alive():
                 worker.kill()
+        for group in self._groups:
+            kill_group(group)
 
     def _accept(self) -> None:
         try:
@@ -230,13 +236,19 @@ class Server:
                 # However the process has ended, its recording is a stream that nobody writes any more.
                 for path in streams_of(self._options.session.save_folder, worker.name):
                     self._converter.convert(path, worker.name)
+        self._groups.update(worker.pid for worker in ended if worker.pid)
+        self._groups = {group for group in self._groups if group_lives(group)}
 
     def _end_sessions(self) -> None:
+        grace = self._options.grace
+        deadline = time.monotonic() + grace
         running = [worker for worker in self._workers if worker.is_alive()]
         if running:
-            logger.info("Stopping: %d running sessions have %g s to end", len(running), self._options.grace)
-        deadline = time.monotonic() + self._options.grace
-        _join(running, self._options.grace)
+            logger.info("Stopping: %d running sessions have %g s to end", len(running), grace)
+        _join(running, grace)
+        if not self._options.processes and (left := _children_of_modules()):
+            logger.info("Stopping: %d processes that modules have left have as long", len(left))
+            _join(left, deadline - time.monotonic())
         self._finish_conversions(deadline - time.monotonic())
         running = [worker for worker in running if worker.is_alive()]
         _break_off(running, "the server is being stopped")
@@ -247,6 +259,8 @@ class Server:
                 worker.give_up()
         _join([worker for worker in running if worker.pid], BREAK_OFF_WAIT)
         self._finish_conversions(BREAK_OFF_WAIT)
+        for group in self._groups:
+            kill_group(group)
 
     def _finish_conversions(self, patience: float) -> None:
         """Have the recordings of ended sessions converted; gives up after a time [s]."""
@@ -277,7 +291,12 @@ def _break_off(workers: list[Worker], reason: str) -> None:
     _join([thread for thread in threads if thread.ident], BREAK_OFF_WAIT)
 
 
-def _join(workers: Sequence[Worker | threading.Thread], wait: float) -> None:
+def _children_of_modules() -> list[BaseProcess]:
+    """Return the children that Python itself would wait for: they may be writing a file."""
+    return [child for child in multiprocessing.active_children() if not child.daemon]
+
+
+def _join(workers: Sequence[Worker | threading.Thread | BaseProcess], wait: float) -> None:
     deadline = time.monotonic() + wait
     for worker in workers:
         worker.join(max(0.0, deadline - time.monotonic()))

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from logs import enter_session, log_summary
 from module_loader import ModuleLoader
+from processes import kill_group, lead_group, leave
 from session import Session, SessionOptions
 from summary import Outcome, SessionSummary
 
@@ -97,7 +98,11 @@ def _run_in_process(
     reports: Pipe,
     reasons: Pipe,
 ) -> None:
-    """Serve one session as the whole work of a process; SIGTERM ends it, for a reason that comes through a pipe."""
+    """Serve one session as the whole work of a process; SIGTERM ends it, for a reason that comes through a pipe.
+
+    Children and threads that the module has left may go on when the session is over, until SIGTERM.
+    """
+    lead_group()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the whole group; the server decides when to end
     if setup is not None:
         setup()
@@ -110,7 +115,11 @@ def _run_in_process(
 
     session = Session(sock, name, options, loader, peer, report)
 
+    interrupted = False
+
     def on_signal(signum: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
         reason = "the server is being stopped"
         with contextlib.suppress(EOFError, OSError):  # there is no server any more
             if reasons.poll():
@@ -119,6 +128,9 @@ def _run_in_process(
 
     signal.signal(signal.SIGTERM, on_signal)
     session.run()
+    signal.signal(signal.SIGTERM, lambda signum, frame: leave(0))
+    if interrupted:
+        leave(0)
 
 
 # How a process ended can be read once: of two threads that ask at a time, one would be told 255. Starting a process
@@ -201,6 +213,8 @@ class ProcessWorker:
             self._released = True
             self._reasons.close()
             self._process.close()
+        if status or summary.outcome is Outcome.RUNNING:  # it died
+            kill_group(self.pid)
         killed = status is not None and status < 0
         ending = f"by signal {-status} ({_signal_name(-status)})" if killed else f"with exit code {status}"
         if status:
@@ -212,10 +226,11 @@ class ProcessWorker:
         return summary
 
     def kill(self) -> None:
-        """End the process at once."""
+        """End the process, and all that it has started, at once."""
         with _ONE_ASKS:
             if not self._released:
                 self._process.kill()
+                kill_group(self.pid)
 
     give_up = kill
 

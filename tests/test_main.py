@@ -135,7 +135,7 @@ def test_sixteen_clients_at_once_get_exactly_their_own_images(start, tmp_path, m
 
 
 @pytest.mark.parametrize("mode", [[], ["-m"]])
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_lets_a_session_finish(start, tmp_path, mode, signum):
     write_module(tmp_path, "waiting", WAITING_MODULE)
     running = start("-d", "null", "--grace", "20", *mode)
