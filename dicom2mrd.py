@@ -19,7 +19,14 @@ import ismrmrd
 import numpy as np
 
 import mrdhelper
-from dicomio.files import PYDICOM_ERRORS, DicomFileError, find_dicom_files, read_dicom
+from dicomio.files import (
+    PYDICOM_ERRORS,
+    DicomFileError,
+    file_error,
+    find_dicom_files,
+    quiet_pydicom,
+    read_dicom,
+)
 from dicomio.flow import velocity_encoding
 from dicomio.frames import Frame, frame_type, mrd_geometry
 from dicomio.header import acquisition_ticks, acquisition_time, clean_text, echo_time, mrd_header, trigger_time
@@ -33,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 UINT16_MAXIMUM = 65535
 UINT32_MAXIMUM = 2**32 - 1
+
+
 # --------------------------------------------------------------------------------------------------- making images
 def images_of(entry: ObjectEntry, series_index: int, first_index: int) -> Iterator[ismrmrd.Image]:
     """Yield the MRD images of one file.
@@ -147,7 +156,7 @@ def convert(folder: Path, output: Path, group: str = "dataset") -> int:
     ------
     DicomFileError
         When there is no DICOM image that can be read; then nothing is written.
-    MrdFileError
+    OSError
         When the output cannot be written, or has the group already.
     """
     if not folder.is_dir():
@@ -158,7 +167,11 @@ def convert(folder: Path, output: Path, group: str = "dataset") -> int:
         with h5py.File(output, "r") as file:
             if group in file:
                 raise MrdFileError(f"{output} has a group '{group}' already: name another one with -g, or another file")
-    series = survey(find_dicom_files(folder))
+    with quiet_pydicom():
+        return _convert(survey(find_dicom_files(folder)), folder, output, group)
+
+
+def _convert(series: list[Series], folder: Path, output: Path, group: str) -> int:
     total = sum(len(entry.frames) for one in series for entry in one.objects)
     header = mrd_header([one.facts for one in series]) if series else None
     writer, written = None, 0
@@ -185,11 +198,8 @@ def _all_images(series: list[Series]) -> Iterator[ismrmrd.Image]:
                 for image in images_of(entry, series_index, index):
                     yield image
                     index += 1
-            except DicomFileError as error:
-                message = str(error) if str(entry.path) in str(error) else f"{entry.path}: {error}"
-                logger.warning("skipped: %s", message)
             except PYDICOM_ERRORS as error:
-                logger.warning("skipped: %s: %s", entry.path, error)
+                logger.warning("skipped: %s", file_error(entry.path, error))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -203,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = args.outFile or Path(f"{args.folder.resolve().name}.h5")
     try:
         written = convert(args.folder, output, args.outGroup)
-    except (DicomFileError, MrdFileError) as error:
+    except (DicomFileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{written} images written to {output}, group {args.outGroup}")

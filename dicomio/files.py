@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -43,6 +46,10 @@ PYDICOM_ERRORS = (
 )
 
 PREAMBLE = 128
+# A deflated object is inflated in memory as a whole, to some 1000 times its size at most, and copied twice. This holds
+# 4000 frames of 256 x 256 pixels; objects of that size are not deflated by scanners.
+LARGEST_INFLATED = 512 << 20
+INFLATED_AT_ONCE = 1 << 20
 DICOM_SUFFIXES = (".dcm", ".ima")
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
@@ -51,17 +58,33 @@ class DicomFileError(ValueError):
     """A file that should be DICOM cannot be read; the message says why."""
 
 
+def file_error(path: Path, error: Exception) -> str:
+    """Message of an error, with the name of the file that it is about."""
+    return str(error) if str(path) in str(error) else f"{path}: {error}"
+
+
+_is_quiet = contextvars.ContextVar("_is_quiet", default=False)
+
+
 @contextlib.contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Keep pydicom's warnings about odd values away: what matters is checked where the value is used."""
+    """Keep pydicom's warnings about odd values away: what matters is checked where the value is used.
+
+    Both switches clear caches; inside another call it costs nothing, as where thousands of frames are converted.
+    """
+    if _is_quiet.get():
+        yield
+        return
     pydicom_logger = logging.getLogger("pydicom")
     level = pydicom_logger.level
     pydicom_logger.setLevel(logging.CRITICAL + 1)
+    token = _is_quiet.set(True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        _is_quiet.reset(token)
         pydicom_logger.setLevel(level)
 
 
@@ -106,8 +129,9 @@ def read_dicom(path: Path, *, with_pixels: bool = True) -> Dataset:
         When it cannot be read, or is no DICOM dataset.
     """
     try:
-        with quiet_pydicom():
-            dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not with_pixels)
+        with quiet_pydicom(), path.open("rb") as file:
+            _check_inflated_size(file)
+            dataset = pydicom.dcmread(file, force=True, stop_before_pixels=not with_pixels)
             _complete_file_meta(dataset)
             is_named = "SOPClassUID" in dataset or dataset.file_meta.get("MediaStorageSOPClassUID")
             if not is_named and "Rows" not in dataset:
@@ -115,6 +139,19 @@ def read_dicom(path: Path, *, with_pixels: bool = True) -> Dataset:
     except PYDICOM_ERRORS as error:
         raise DicomFileError(f"{path} is no readable DICOM file: {error}") from error
     return dataset
+
+
+def _check_inflated_size(file: BinaryIO) -> None:
+    """Raise DicomFileError where a file holds more than LARGEST_INFLATED; pydicom inflates without a limit."""
+    read_preamble(file, force=True)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag.group != 2)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while not inflater.eof and (data := inflater.unconsumed_tail or file.read(INFLATED_AT_ONCE)):
+            total += len(inflater.decompress(data, INFLATED_AT_ONCE))
+            if total > LARGEST_INFLATED:
+                raise DicomFileError(f"inflated it has more than {LARGEST_INFLATED >> 20} MiB")
+    file.seek(0)
 
 
 def _complete_file_meta(dataset: Dataset) -> None:

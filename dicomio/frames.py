@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.valuerep import format_number_as_ds
@@ -27,7 +28,11 @@ def is_enhanced(dataset: Dataset) -> bool:
 
 def frame_count(dataset: Dataset) -> int:
     """Number of frames: 1 for a classic object."""
-    return max(1, int(Frame(dataset).number("NumberOfFrames") or 1))
+    try:
+        with quiet_pydicom():
+            return max(1, int(dataset.get("NumberOfFrames") or 1))
+    except PYDICOM_ERRORS:
+        return 1
 
 
 def functional_groups(item: Dataset) -> Iterator[DataElement]:
@@ -55,11 +60,23 @@ class Frame:
     def __init__(self, dataset: Dataset, index: int = 0) -> None:
         self.dataset = dataset
         self.index = index
-        self._groups = []
-        for name, position in ((PER_FRAME, index), (SHARED, 0)):
-            items = dataset.get(name) or []
-            if position < len(items):
-                self._groups.append(items[position])
+        self._find_attributes()
+
+    def _find_attributes(self) -> None:
+        """Look up once where the frame's attributes stand: objects of thousands of frames ask for dozens of each."""
+        self._places: dict[int, Dataset] = {}  # item of a functional group, by the tag of an attribute in it
+        self._type_macro: str | None = None
+        try:
+            with quiet_pydicom():
+                for name, position in ((PER_FRAME, self.index), (SHARED, 0)):
+                    items = self.dataset.get(name) or []
+                    for group in functional_groups(items[position]) if position < len(items) else ():
+                        if group.value:
+                            self._places = dict.fromkeys(group.value[0].keys(), group.value[0]) | self._places
+                        if group.keyword.endswith("FrameTypeSequence"):
+                            self._type_macro = self._type_macro or group.keyword
+        except PYDICOM_ERRORS as error:
+            logger.debug("the functional groups cannot be read: %s", error)
 
     def get(self, keyword: str) -> Any:
         """Value of an attribute: this frame's, else the one that all frames share, else the object's; None if absent.
@@ -68,11 +85,7 @@ class Frame:
         """
         try:
             with quiet_pydicom():
-                for group in self._groups:
-                    for macro in functional_groups(group):
-                        if macro.value and keyword in macro.value[0]:
-                            return macro.value[0][keyword].value
-                return self.dataset.get(keyword)
+                return self._places.get(tag_for_keyword(keyword), self.dataset).get(keyword)
         except PYDICOM_ERRORS as error:
             logger.debug("%s cannot be read: %s", keyword, error)
             return None
@@ -118,12 +131,14 @@ class Frame:
         """
         target = self.macro(macro) if is_enhanced(self.dataset) else self.dataset
         setattr(target, keyword, value)
+        self._find_attributes()
 
     def drop(self, macro: str, keyword: str) -> None:
         """Remove an attribute from where `put` would set it."""
         target = self.macro(macro) if is_enhanced(self.dataset) else self.dataset
         if keyword in target:
             delattr(target, keyword)
+            self._find_attributes()
 
     def macro(self, name: str) -> Dataset:
         """Item of this frame's own functional group `name`, made when it is not there."""
@@ -133,16 +148,11 @@ class Frame:
         if not own.get(name):
             shared = self.dataset.get(SHARED) or [Dataset()]
             setattr(own, name, copy.deepcopy(shared[0].get(name)) or [Dataset()])
-            self.__init__(self.dataset, self.index)
         return own[name].value[0]
 
     def frame_type_macro(self) -> str | None:
         """Name of the functional group with the frame's type, such as MRImageFrameTypeSequence."""
-        for group in self._groups:
-            for macro in functional_groups(group):
-                if macro.keyword.endswith("FrameTypeSequence"):
-                    return macro.keyword
-        return None
+        return self._type_macro
 
 
 def frame_type(frame: Frame) -> list[str]:

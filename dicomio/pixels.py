@@ -5,15 +5,21 @@ Stored values stay stored values: rescale slope and intercept travel beside them
 
 from __future__ import annotations
 
+import io
+import itertools
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_color_lut, get_decoder, pack_bits, pixel_array
+from pydicom.encaps import generate_frames
+from pydicom.pixels import apply_color_lut, get_decoder, iter_pixels, pack_bits
+from pydicom.uid import RLELossless
 from pydicom.valuerep import format_number_as_ds
 
 from dicomio.files import PYDICOM_ERRORS, DicomFileError, is_compressed, quiet_pydicom
@@ -21,6 +27,10 @@ from dicomio.files import PYDICOM_ERRORS, DicomFileError, is_compressed, quiet_p
 logger = logging.getLogger(__name__)
 
 UINT16_MAXIMUM = 65535
+# A few bytes of compressed pixels may stand for any number of them. 8192 x 8192 pixels of 16 bits are beyond all MRI,
+# and take 1 GiB on the way to an MRD file; 16 GiB are the most frames that MRD numbers, of 256 x 256 pixels of 32 bits.
+LARGEST_FRAME, LARGEST_OBJECT = 128 << 20, 16 << 30
+LARGEST_RLE_FRAME = 16 << 20  # of which pydicom makes up to 64 times as much, before it looks at the matrix
 LARGEST = 1e300  # values beyond are clipped, so that differences stay finite
 _COLOUR_KEYWORDS = [
     f"{colour}PaletteColorLookupTable{part}"
@@ -48,17 +58,23 @@ def decode_frames(dataset: Dataset, frames: int) -> Iterator[tuple[NDArray[Any],
     """
     if is_compressed(dataset):
         _check_decoder(dataset)
+        _check_decoded_size(dataset, frames)
     is_palette = dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
     try:
         with quiet_pydicom():
-            for index in range(frames):
-                frame = pixel_array(dataset, index=index)
+            if is_compressed(dataset):
+                _check_encoded_frames(dataset, frames)
+            decoded = 0
+            for frame in itertools.islice(iter_pixels(dataset), frames):
+                decoded += 1
                 if is_palette:
                     yield _to_rgb(apply_color_lut(frame, dataset), _palette_bits(dataset))
                 elif frame.ndim == 3:
                     yield _to_rgb(frame, int(dataset.BitsStored))
                 else:
                     yield _widen(frame)[np.newaxis], True
+            if decoded < frames:
+                raise DicomFileError(f"its pixels end after {decoded} of {frames} frames")
     except PYDICOM_ERRORS as error:
         raise DicomFileError(f"its pixels cannot be read: {error}") from error
 
@@ -72,6 +88,41 @@ def _check_decoder(dataset: Dataset) -> None:
     if not decoder.is_available:
         needed = " or ".join(decoder.missing_dependencies)
         raise DicomFileError(f"its compression '{syntax.name}' needs a decoder that is not installed: {needed}")
+
+
+def _check_decoded_size(dataset: Dataset, frames: int) -> None:
+    """Raise DicomFileError where a compressed object says that it is larger than any image needs to be."""
+    rows, columns, samples = (int(dataset.get(name) or 0) for name in ("Rows", "Columns", "SamplesPerPixel"))
+    size = rows * columns * samples * math.ceil(int(dataset.get("BitsAllocated") or 0) / 8)
+    if size > LARGEST_FRAME or size * frames > LARGEST_OBJECT:
+        raise DicomFileError(
+            f"it says that it has {frames} frames of {rows} x {columns} pixels, {size * frames >> 20} MiB: expected at "
+            f"most {LARGEST_FRAME >> 20} MiB for a compressed frame and {LARGEST_OBJECT >> 20} MiB for all"
+        )
+
+
+def _check_encoded_frames(dataset: Dataset, frames: int) -> None:
+    """Raise DicomFileError where an encoded frame holds more than the object says: decoders go by the frame."""
+    tables = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    is_rle = dataset.file_meta.TransferSyntaxUID == RLELossless
+    offsets = tables if all(tables) else None
+    for data in generate_frames(dataset.PixelData, number_of_frames=frames, extended_offsets=offsets):
+        if is_rle and len(data) > LARGEST_RLE_FRAME:
+            raise DicomFileError(f"an RLE frame has {len(data)} bytes, expected at most {LARGEST_RLE_FRAME}")
+        if not is_rle:
+            _check_picture(data, int(dataset.Columns), int(dataset.Rows))
+
+
+def _check_picture(data: bytes, columns: int, rows: int) -> None:
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "JPEG2000")) as picture:
+            size = picture.size
+    except UnidentifiedImageError:  # of another kind, such as JPEG-LS, or broken
+        return
+    except Image.DecompressionBombError as error:
+        raise DicomFileError(f"a compressed frame is too large: {error}") from error
+    if math.prod(size) > rows * columns:
+        raise DicomFileError(f"a compressed frame has {size[1]} x {size[0]} pixels, expected {rows} x {columns}")
 
 
 def _palette_bits(dataset: Dataset) -> int:

@@ -11,14 +11,17 @@ from typing import Any
 
 import ismrmrd
 import numpy as np
+from pydicom.dataset import Dataset
 
-from dicomio.files import DicomFileError, read_dicom
+from dicomio.files import PYDICOM_ERRORS, DicomFileError, file_error, read_dicom
 from dicomio.flow import velocity_encoding
 from dicomio.frames import Frame, frame_count, plane_of
 from dicomio.header import SeriesFacts, acquisition_ticks, echo_time, trigger_time
 from progress import track
 
 logger = logging.getLogger(__name__)
+
+MOST_FRAMES = 65535  # in one file: the index of an MRD image has 16 bits
 
 _IMAGE_TYPES = {
     "M": ismrmrd.IMTYPE_MAGNITUDE,
@@ -84,25 +87,23 @@ def survey(paths: Sequence[Path]) -> list[Series]:
     for path in track(paths, len(paths), "reading file"):
         try:
             dataset = read_dicom(path, with_pixels=False)
-        except DicomFileError as error:
-            logger.warning("skipped: %s", error)
+            if "Rows" not in dataset or "Columns" not in dataset:
+                sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+                if not sop_class.startswith(_WITHOUT_IMAGES):
+                    logger.warning("skipped: %s has no Rows and Columns: it is cut short, or holds no image", path)
+                else:
+                    logger.info("%s holds no image and is skipped", path)
+                continue
+            _check_frame_count(dataset, path)
+            frame = Frame(dataset)
+            number = frame.number("SeriesNumber")
+            key = (float("inf") if number is None else number, frame.text("SeriesInstanceUID"))
+            instance = frame.number("InstanceNumber")
+            order = (float("inf") if instance is None else instance, acquisition_ticks(frame), str(path))
+            frames = [frame_entry(Frame(dataset, index)) for index in range(frame_count(dataset))]
+        except PYDICOM_ERRORS as error:
+            logger.warning("skipped: %s", file_error(path, error))
             continue
-        if "Rows" not in dataset or "Columns" not in dataset:
-            sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
-            if not sop_class.startswith(_WITHOUT_IMAGES):
-                logger.warning("skipped: %s has no Rows and Columns: it is cut short, or holds no image", path)
-            else:
-                logger.info("%s holds no image and is skipped", path)
-            continue
-        if frame_count(dataset) > path.stat().st_size:
-            logger.warning("skipped: %s says that it has %d frames, more than its bytes", path, frame_count(dataset))
-            continue
-        frame = Frame(dataset)
-        number = frame.number("SeriesNumber")
-        key = (float("inf") if number is None else number, frame.text("SeriesInstanceUID"))
-        instance = frame.number("InstanceNumber")
-        order = (float("inf") if instance is None else instance, acquisition_ticks(frame), str(path))
-        frames = [frame_entry(Frame(dataset, index)) for index in range(frame_count(dataset))]
         objects[key].append(ObjectEntry(path, order, frames))
         if key not in firsts or order < min(entry.order for entry in objects[key][:-1]):
             firsts[key] = frame
@@ -111,6 +112,13 @@ def survey(paths: Sequence[Path]) -> list[Series]:
         entries = sorted(objects[key], key=lambda entry: entry.order)
         series.append(Series(entries, count([frame for entry in entries for frame in entry.frames], firsts[key])))
     return series
+
+
+def _check_frame_count(dataset: Dataset, path: Path) -> None:
+    frames, most = frame_count(dataset), min(MOST_FRAMES, path.stat().st_size)
+    if frames > most:
+        reason = "MRD numbers no more images of a series" if most == MOST_FRAMES else "it has no more bytes"
+        raise DicomFileError(f"it says that it has {frames} frames, expected at most {most}: {reason}")
 
 
 def frame_entry(frame: Frame) -> FrameEntry:

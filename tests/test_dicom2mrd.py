@@ -2,18 +2,24 @@
 
 import io
 import shutil
+import struct
 import sys
+import tracemalloc
 from pathlib import Path
 
 import h5py
 import ismrmrd
 import numpy as np
 import pytest
+from PIL import Image
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 import dicom2mrd
 import dicom_tools as tools
 import mrd2dicom
 import progress
+from dicomio import files
 from dicomio import geometry as dicomgeometry
 from dicomio.files import DicomFileError
 from dicomio.header import seconds_of_day
@@ -113,6 +119,118 @@ def test_an_impossible_number_of_frames_costs_no_memory(tmp_path, caplog):
     folder = tools.folder_of(tmp_path, tools.mr_dataset(NumberOfFrames=2**31 - 1), tools.mr_dataset())
     assert dicom2mrd.convert(folder, tmp_path / "out.h5") == 1
     assert "2147483647 frames" in caplog.text
+
+
+def test_more_frames_than_mrd_numbers_are_refused_at_once(tmp_path, caplog):
+    tiny = tools.mr_dataset(rows=1, columns=1, NumberOfFrames=65536, PixelData=bytes(2 * 65536))
+    assert dicom2mrd.convert(tools.folder_of(tmp_path, tiny, tools.mr_dataset()), tmp_path / "out.h5") == 1
+    assert "000.dcm: it says that it has 65536 frames, expected at most 65535" in caplog.text
+
+
+def test_deflated_files_are_inflated_up_to_a_limit(tmp_path, caplog, monkeypatch):
+    source = tools.mr_dataset(rows=1000, columns=1000, PixelData=bytes(2 * 10**6))
+    source.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    folder = tools.folder_of(tmp_path, source)
+    (path,) = folder.iterdir()
+    bare = path.read_bytes()[132:]  # without preamble
+    assert len(bare) < 10**4
+    (folder / "bare.dcm").write_bytes(bare)
+    assert dicom2mrd.convert(folder, tmp_path / "out.h5") == 2
+    monkeypatch.setattr(files, "LARGEST_INFLATED", 1 << 20)
+    with pytest.raises(DicomFileError):
+        dicom2mrd.convert(folder, tmp_path / "none.h5")
+    assert caplog.text.count("inflated it has more than 1 MiB") == 2
+
+
+def encoded_dataset(syntax, *frames, **attributes):
+    """An object of 8-bit pixels that holds these compressed frames, whatever its attributes say."""
+    dataset = tools.mr_dataset(BitsAllocated=8, BitsStored=8, HighBit=7, **attributes)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate(frames)
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    return dataset
+
+
+def picture(kind, size):
+    file = io.BytesIO()
+    Image.new("L", size).save(file, kind)
+    return file.getvalue()
+
+
+def jpeg_that_says(width, height):
+    data = picture("JPEG", (10, 6))
+    start = data.index(b"\xff\xc0") + 5
+    return data[:start] + struct.pack(">HH", height, width) + data[start + 4 :]
+
+
+def rle_frame(size):
+    """Runs of 128 zeros in two bytes each."""
+    return struct.pack("<16L", 1, 64, *[0] * 14) + b"\x81\x00" * (size // 2)
+
+
+BOMBS = {
+    "RLE": (RLELossless, rle_frame(17 << 20), "an RLE frame has 17825856 bytes"),
+    "JPEG": (JPEGBaseline8Bit, jpeg_that_says(65535, 65535), "a compressed frame is too large"),
+    "JPEG of another size": (
+        JPEGBaseline8Bit,
+        jpeg_that_says(4000, 3000),
+        "a compressed frame has 3000 x 4000 pixels, expected 6 x 10",
+    ),
+    "JPEG 2000 of another size": (
+        JPEG2000Lossless,
+        picture("JPEG2000", (500, 400)),
+        "a compressed frame has 400 x 500 pixels, expected 6 x 10",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_small_files_of_huge_pixels_are_refused(name, tmp_path, caplog):
+    """None is decoded first: the most that decoders take is a small multiple of the file."""
+    syntax, frame, says = BOMBS[name]
+    folder = tools.folder_of(tmp_path, encoded_dataset(syntax, frame), tools.mr_dataset())
+    tracemalloc.start()
+    try:
+        assert dicom2mrd.convert(folder, tmp_path / "out.h5") == 1
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert says in caplog.text
+    assert peak < 100 << 20
+
+
+@pytest.mark.parametrize(
+    ("shape", "frames", "says"),
+    [
+        ((65535, 65535), 1, "1 frames of 65535 x 65535 pixels, 4095 MiB"),
+        ((8192, 8192), 300, "300 frames of 8192 x 8192"),
+    ],
+)
+def test_compressed_objects_that_say_they_are_huge_are_refused(shape, frames, says, tmp_path, caplog):
+    source = encoded_dataset(JPEG2000Lossless, *[picture("JPEG2000", (4, 4))] * frames)
+    source.Rows, source.Columns = shape
+    source.NumberOfFrames = frames
+    with pytest.raises(DicomFileError):
+        dicom2mrd.convert(tools.folder_of(tmp_path, source), tmp_path / "out.h5")
+    assert says in caplog.text
+
+
+def test_frames_that_are_missing_are_named(tmp_path, caplog):
+    source = tools.mr_dataset()
+    source.compress(RLELossless)
+    (frame,) = generate_frames(source.PixelData, number_of_frames=1)
+    source.PixelData, source.NumberOfFrames = encapsulate([frame] * 2, has_bot=True), 3
+    assert dicom2mrd.convert(tools.folder_of(tmp_path, source), tmp_path / "out.h5") == 2
+    assert "its pixels end after 2 of 3 frames" in caplog.text
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    folder = tools.folder_of(tmp_path, tools.mr_dataset())
+    (tmp_path / "out.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    assert dicom2mrd.main(["-o", str(tmp_path / "out.h5"), str(folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
 
 
 def test_progress_is_for_terminals_only(monkeypatch, capsys):
