@@ -303,7 +303,16 @@ def transformed(kept: Kept, metadata: Any) -> Iterator[ismrmrd.Image]:
 
 
 def _usable(kept: Kept, metadata: Any, shape: Callable[[ismrmrd.Acquisition], Any]) -> list[ismrmrd.Acquisition]:
-    """Readouts without those imaging ones that are unlike most: one of them may be what made the module fail."""
+    """Readouts without those imaging ones that are unlike most: one of them may be what made the module fail.
+
+    Zeros in place of a position or direction that is no number say that it is not known.
+    """
+    import mrdhelper
+
     readouts = [item for item in kept if isinstance(item, ismrmrd.Acquisition)]
     most_common, _ = Counter(shape(each) for each in readouts if is_imaging(each, metadata)).most_common(1)[0]
-    return [each for each in readouts if not is_imaging(each, metadata) or shape(each) == most_common]
+    usable = [each for each in readouts if not is_imaging(each, metadata) or shape(each) == most_common]
+    for each in usable:
+        for field in mrdhelper.broken_geometry(each):
+            setattr(each, field, (0, 0, 0))
+    return usable

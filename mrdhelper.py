@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,8 @@ SECONDS_PER_TICK = 2.5e-3  # [s], the raster of all time stamps in MRD headers
 DEFAULT_BITS_STORED = 12
 INT16_MAXIMUM = int(np.iinfo(np.int16).max)
 
-_GEOMETRY = ("position", "read_dir", "phase_dir", "slice_dir", "patient_table_position")
+_PLACE = ("position", "read_dir", "phase_dir", "slice_dir")
+_GEOMETRY = (*_PLACE, "patient_table_position")
 _STAMPS = ("measurement_uid", "acquisition_time_stamp", "physiology_time_stamp", "user_int", "user_float")
 _COUNTERS = ("average", "slice", "contrast", "phase", "repetition", "set")
 
@@ -199,6 +201,36 @@ def extract_minihead_string_param(text: str | None, name: str) -> str:
     return (_minihead_value(text, "String", name, r'"((?:[^"]|"")*)"') or "").replace('""', '"')
 
 
+# ------------------------------------------------------------------------------------------------------ geometry
+def broken_geometry(head: Any) -> list[str]:
+    """Names of the fields for position and direction cosines that hold NaN or infinity."""
+    if math.isfinite(sum(map(sum, (head.position, head.read_dir, head.phase_dir, head.slice_dir)))):
+        return []  # readouts come fast: nearly all of them end here
+    return [field for field in _PLACE if not all(map(math.isfinite, getattr(head, field)))]
+
+
+def check_geometry(head: Any) -> None:
+    """Check that it can be known where an image lies, and how it is turned.
+
+    Zeros say that nobody knows, which is so in many simulations: they pass.
+
+    Parameters
+    ----------
+    head
+        Readout or image, or the header of one.
+
+    Raises
+    ------
+    ValueError
+        A field holds NaN or infinity: two readouts could not even be told to have the same orientation.
+    """
+    for field in broken_geometry(head):
+        counter = getattr(head, "scan_counter", None)
+        which = f"image {head.image_index}" if counter is None else f"readout {counter} (its scan_counter)"
+        values = ", ".join(f"{value:g}" for value in getattr(head, field))
+        raise ValueError(f"{which}: {field} is ({values}); expected three finite numbers, zeros where it is not known")
+
+
 # ------------------------------------------------------------------------------------------------- output images
 def update_img_header_from_raw(imgHead: ismrmrd.ImageHeader, rawHead: Any) -> ismrmrd.ImageHeader:
     """Copy what an image inherits from a readout: geometry, counters, time stamps, user fields.
@@ -215,9 +247,15 @@ def update_img_header_from_raw(imgHead: ismrmrd.ImageHeader, rawHead: Any) -> is
     Returns
     -------
     `imgHead`.
+
+    Raises
+    ------
+    ValueError
+        As `check_geometry`.
     """
     if rawHead is None:
         return imgHead
+    check_geometry(rawHead)
     for field in (*_GEOMETRY, *_STAMPS):
         setattr(imgHead, field, getattr(rawHead, field))
     counters = getattr(rawHead, "idx", rawHead)  # an image header holds its counters directly
@@ -340,7 +378,7 @@ def build_image(
     Raises
     ------
     ValueError
-        When `data` has not 2 to 4 axes.
+        When `data` has not 2 to 4 axes, or as `check_geometry`.
     """
     if not 2 <= np.ndim(data) <= 4:
         raise ValueError(f"image data has {np.ndim(data)} axes; expected [channel, z, y, x], [z, y, x] or [y, x]")

@@ -120,6 +120,8 @@ class SpiralScan:
             An image came.
         UnusableScanError
             No readout is usable.
+        ValueError
+            As `mrdhelper.check_geometry`: readouts are told apart by their orientation.
         """
         return OutlierFilter(self.warn).marked(self._received(items))
 
@@ -136,6 +138,7 @@ class SpiralScan:
             arm = self._counter.place(item)
             if arm is None:
                 continue
+            mrdhelper.check_geometry(item)
             if self.trajectory is None:
                 self.trajectory = self.nominal.fitted_to(item)
             yield SpiralReadout(
