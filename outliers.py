@@ -9,9 +9,12 @@ same norm (lines of a Cartesian scan do not: this is not for them). A readout is
   before it in its slice, and the next ones are as before.
 
 Brightness that stays is the signal's own (a pause, another gain): `TOGETHER` bright readouts one after the other that
-agree are good, and the next ones are compared with them. Only a bright readout waits for the next ones, and the first
-ones of a slice, until there are `TOGETHER` of them to compare; all others go on at once. A readout that is left out
-keeps its place. Dark ones are left alone: null points and recovery make them, and they spoil no more than one missing.
+agree are good, and the next ones are compared with them; so are those that make up most of the last ones, with darker
+ones among them. Brightness that comes again and again is the signal's own, too (a trigger, an inversion): readouts up
+to `RECURRING` times as bright as the others are good from the fifth on that are alike. Echoes, sets and partitions are
+judged by themselves. Only a bright readout waits for the next ones, and the first ones, until there are `TOGETHER` of
+them to compare; all others go on at once. A readout that is left out keeps its place. Dark ones are left alone: null
+points and recovery make them, and they spoil no more than one missing.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ logger = logging.getLogger(__name__)
 BRIGHT = 3.0
 HISTORY = 11
 TOGETHER = 5  # up to two spikes among the first ones are found
+RECURRING = 20.0  # brighter than a signal becomes that has had time to recover
+RECENT = 300  # readouts within which it has to come again
 
 NOT_FINITE, ZERO, SPIKE = "not finite", "all zero", "far brighter than their neighbours"
 
@@ -57,7 +62,7 @@ class OutlierFilter:
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
-        self._slices: dict[int, _Level] = {}
+        self._levels: dict[tuple[int, ...], _Level] = {}
         self._counts: Counter[str] = Counter()
         self._told: set[str] = set()
 
@@ -70,13 +75,14 @@ class OutlierFilter:
             There were readouts, but all of them are left out. Raised behind the last one.
         """
         for readout in readouts:
-            number = readout.head.idx.slice
-            if number not in self._slices:
-                self._slices[number] = _Level(self._leave_out, self._report_change)
-            yield from self._slices[number].add(readout)
-        for level in self._slices.values():
+            idx = readout.head.idx
+            alike = (idx.slice, idx.contrast, idx.set, idx.kspace_encode_step_2)
+            if alike not in self._levels:
+                self._levels[alike] = _Level(self._leave_out, self._report_change, self._report_recurrence)
+            yield from self._levels[alike].add(readout)
+        for level in self._levels.values():
             yield from level.finish()
-        count = sum(level.count for level in self._slices.values())
+        count = sum(level.count for level in self._levels.values())
         if left_out := self._counts.total():
             kinds = ", ".join(f"{number} {kind}" for kind, number in self._counts.most_common())
             if left_out == count:
@@ -91,6 +97,10 @@ class OutlierFilter:
         times = f"{factor:.0f} times as bright as those before"
         self._tell("change", f"readouts from scan counter {readout.head.scan_counter} on are {times}: they are kept")
 
+    def _report_recurrence(self, readout: SpiralReadout, factor: float) -> None:
+        times = f"readouts {factor:.0f} times as bright as the others come again and again"
+        self._tell("recurrence", f"{times}: from scan counter {readout.head.scan_counter} on they are kept")
+
     def _tell(self, kind: str, text: str) -> None:
         """Tell the client of the first of a kind, the log of all."""
         if kind in self._told:
@@ -101,24 +111,28 @@ class OutlierFilter:
 
 
 class _Level:
-    """Brightness of the good readouts of one slice, by which the next ones are judged.
+    """Brightness of the good readouts of one slice, echo, set and partition, by which the next ones are judged.
 
     Parameters
     ----------
     leave_out
         Called with each readout that is left out, the kind of its fault, and the fault in words.
-    report_change
-        Called with the first of the readouts that are brighter from now on, and by which factor.
+    report_change, report_recurrence
+        Called with the first of the readouts that are brighter from now on, or are kept since they come again and
+        again, and by which factor.
     """
 
     def __init__(
         self,
         leave_out: Callable[[SpiralReadout, str, str], None],
         report_change: Callable[[SpiralReadout, float], None],
+        report_recurrence: Callable[[SpiralReadout, float], None],
     ) -> None:
-        self._leave_out, self._report_change = leave_out, report_change
+        self._leave_out, self._report_change, self._report_recurrence = leave_out, report_change, report_recurrence
         self.count = 0
+        self._judged = 0
         self._norms: deque[float] = deque(maxlen=HISTORY)  # of the last good readouts
+        self._spikes: deque[tuple[int, float]] = deque()  # number and norm of those left out as such, lately
         self._waiting: list[tuple[SpiralReadout, float]] = []  # with their norms; the first one is sound
 
     def add(self, readout: SpiralReadout) -> Iterator[SpiralReadout]:
@@ -131,7 +145,7 @@ class _Level:
         bright = [each for _, each in self._waiting if is_sound(each)]
         if not bright:
             yield from self._judge(1, math.inf)
-        elif self._norms and norm <= BRIGHT * (level := median(self._norms)):
+        elif self._norms and is_sound(norm) and norm <= BRIGHT * (level := median(self._norms)):
             yield from self._judge(len(self._waiting), level)
         elif len(bright) == TOGETHER:
             if not self._norms:
@@ -154,16 +168,35 @@ class _Level:
         """Yield the oldest of those that wait, and leave out those far above the level."""
         judged, self._waiting = self._waiting[:count], self._waiting[count:]
         for readout, norm in judged:
+            self._judged += 1
             if not math.isfinite(norm):
                 self._leave_out(readout, NOT_FINITE, "its samples are not finite")
             elif norm == 0:
                 self._leave_out(readout, ZERO, "all its samples are zero")
-            elif norm > BRIGHT * level:
+            elif norm > BRIGHT * level and not self._is_signal(readout, norm, level):
+                self._spikes.append((self._judged, norm))
                 self._leave_out(readout, SPIKE, f"it is {norm / level:.0f} times as bright as its neighbours")
                 readout = without_samples(readout)
             else:
                 self._norms.append(norm)
             yield readout
+
+    def _is_signal(self, readout: SpiralReadout, norm: float, level: float) -> bool:
+        """Tell whether a bright readout is like so many others that were left out that all of them are the signal's."""
+        while self._spikes and self._spikes[0][0] <= self._judged - RECENT:
+            self._spikes.popleft()
+        alike = [(number, each) for number, each in self._spikes if norm / BRIGHT <= each <= norm * BRIGHT]
+        latest = [each for number, each in alike if number > self._judged - HISTORY]
+        if len(latest) + 1 > HISTORY / 2:
+            self._report_change(readout, norm / level)
+            self._norms.clear()
+            self._norms.extend(latest)
+            self._spikes.clear()
+            return True
+        if len(alike) + 1 >= TOGETHER and norm <= RECURRING * level:
+            self._report_recurrence(readout, norm / level)
+            return True
+        return False
 
 
 def norm_of(samples: NDArray[np.complex64]) -> float:

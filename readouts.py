@@ -162,7 +162,7 @@ def repetition_time(metadata: Any) -> float | None:
     return 1e-3 * float(times[0]) if 0 < times[0] < math.inf else None
 
 
-def data_scale(readouts: Readouts, maps: NDArray[Any], arms_per_frame: int, frames: range) -> float:
+def data_scale(readouts: Readouts, maps: NDArray[Any], arms_per_frame: int, frames: Sequence[int]) -> float:
     """Scale of the data, as BART estimates it: what `pics -w` divides by, from coil-combined adjoint images.
 
     Parameters

@@ -154,9 +154,11 @@ def split(frames: int, count: int, overlap: int) -> Iterator[Chunk]:
         yield Chunk(range(max(start - overlap, 0), min(stop + overlap, frames)), range(start, stop))
 
 
-def steady(chunk: Chunk) -> range:
-    """Frames of the first chunk that tell the data's scale."""
-    return chunk.kept[UNSTEADY_FRAMES:] or chunk.kept
+def steady(movie: Movie, arms: int) -> Sequence[int]:
+    """Frames of the first chunk that tell the data's scale: those with data, the first ones if there are no others."""
+    kept, usable = movie.chunks[0].kept, movie.readouts.usable
+    frames = [frame for frame in kept if any(usable[frame * arms : (frame + 1) * arms])]
+    return [frame for frame in frames if frame - kept.start >= UNSTEADY_FRAMES] or frames
 
 
 def chunks_that_fit(
@@ -186,7 +188,7 @@ def parts_of(
     for movie in movies:
         readouts = movie.readouts
         maps = solver.coil_maps(readouts)
-        scale = data_scale(readouts, maps, options.arms_per_frame, steady(movie.chunks[0]))
+        scale = data_scale(readouts, maps, options.arms_per_frame, steady(movie, options.arms_per_frame))
         weight = solver.weight_over_time(options.reg_lambda, movie.frames, len(movie.chunks))
         for chunk in movie.chunks:
             yield part_of(readouts, chunk, maps, scale, weight, options)

@@ -10,7 +10,7 @@ import configuration
 import rtspiral_bart_tvrecon as tfd
 import simplenufft1arm as sharing
 import spiral_xdgrasp_recon as xd
-from outliers import BRIGHT, TOGETHER, OutlierFilter, UnusableScanError
+from outliers import BRIGHT, HISTORY, TOGETHER, OutlierFilter, UnusableScanError
 from spiral import SpiralReadout
 from spiral_sessions import Client, configure, error, one_thread, small_scan, true_images
 
@@ -106,6 +106,43 @@ def test_brightness_that_stays_is_kept_and_told_once(factor):
     assert [text.split(" ")[0] for text in told[1:]] == ["readout", "1"]
     decay = 1 + (factor - 1) * np.exp(-np.arange(60) / 20)
     assert left_out([*STEADY, *decay])[0] == []
+
+
+@pytest.mark.parametrize(
+    ("period", "bright"),
+    [([4, 1, 1, 1], 1), ([5, 1], 1), ([8, 2.5, 1], 1), ([10, 3.5, 1.5, *[1] * 12], 2)],
+)
+def test_brightness_that_comes_again_and_again_is_kept_after_a_few_times(period, bright):
+    """Triggered scans, inversions, echoes without a counter of their own."""
+    numbers, told = left_out(period * 20)
+    assert len(numbers) <= bright * (TOGETHER - 1)
+    assert all(period[number % len(period)] > BRIGHT / 2 for number in numbers)
+    assert not numbers or any("come again and again" in text for text in told)
+
+
+@pytest.mark.parametrize("after", [[20, 20, 0], [20, 20, 20, 20, 0], [20, 20, 20, 20, 0.5], [1000, 1000, 1000, 0.5]])
+def test_a_new_level_with_dark_ones_among_them_is_found(after):
+    numbers, told = left_out([*STEADY, *(after * 60)])
+    sound = [number for number in numbers if after[(number - len(STEADY)) % len(after)]]
+    assert len(sound) < HISTORY
+    assert any("they are kept" in text for text in told)
+
+
+def test_sparks_that_come_again_are_left_out_all_the_same():
+    levels = [1.0] * 600
+    for place in range(20, 600, 30):
+        levels[place] = 1000
+    assert left_out(levels)[0] == list(range(20, 600, 30))
+
+
+@pytest.mark.parametrize("counter", ["contrast", "set", "kspace_encode_step_2"])
+def test_echoes_sets_and_partitions_are_judged_by_themselves(counter):
+    def items():
+        for readout in readouts_of([20.0, 1.0] * COUNT):
+            setattr(readout.head.idx, counter, readout.number % 2)
+            yield readout
+
+    assert all(each.usable for each in OutlierFilter(pytest.fail).marked(items()))
 
 
 @pytest.mark.parametrize("slices", [[0, 1, 2] * COUNT, np.repeat([0, 1, 2], COUNT).tolist()])
@@ -274,6 +311,12 @@ def test_a_part_of_bad_readouts_is_left_out(movie, backend):
     first = next(movie.acquisitions()).acquisition_time_stamp
     assert client.images[-1].acquisition_time_stamp == round(first + (FRAMES - 1) * ticks)
     assert any("7 frame(s) have no usable readout" in text for text in client.texts)
+
+
+def test_the_scale_comes_from_the_first_frames_when_the_others_of_the_part_are_bad(movie):
+    client = differences(movie, dict.fromkeys(range(GROUPS[5].start, GROUPS[7].stop), np.nan), num_chunks=2, num_iter=5)
+    assert len(client.images) == FRAMES
+    assert client.pixels.max(axis=(1, 2)).min() > 1500
 
 
 @pytest.fixture(scope="module")

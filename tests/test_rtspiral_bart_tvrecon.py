@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import ismrmrd
@@ -271,9 +272,15 @@ def test_chunks_cover_all_frames_once_and_overlap(frames, count):
         assert chunk.frames == range(max(chunk.kept.start - 3, 0), min(chunk.kept.stop + 3, frames))
 
 
-def test_the_scale_is_taken_after_the_first_frames():
-    assert tfd.steady(tfd.Chunk(range(19), range(16))) == range(5, 16)
-    assert tfd.steady(tfd.Chunk(range(6), range(3))) == range(3)
+def test_frames_that_tell_the_scale_are_not_the_first_ones_nor_without_data():
+    def steady(usable, kept):
+        readouts = types.SimpleNamespace(usable=[bool(each) for each in usable for _ in range(2)])
+        return list(tfd.steady(tfd.Movie(readouts, (tfd.Chunk(range(len(usable)), kept),), 0), 2))
+
+    assert steady([1] * 19, range(16)) == list(range(5, 16))
+    assert steady([1] * 6, range(3)) == [0, 1, 2]
+    assert steady([1] * 5 + [0] * 3 + [1] * 4, range(8)) == [0, 1, 2, 3, 4]
+    assert steady([1] * 5 + [0, 1, 0] + [1] * 4, range(8)) == [6]
 
 
 # --- sessions that go wrong
