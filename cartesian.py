@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 MAX_POINTS = 2**28  # complex numbers in one k-space (2 GiB, and as much again in each step to the image)
 
+PARALLEL = 0.99  # cosine of the angle between readouts, which is 0 or 180 degrees but for what rounding does
 READOUT_AXIS, PHASE_ENCODE_AXIS = 2, 1  # of [channel, phase encode, readout, phase]
 
 
@@ -130,7 +131,7 @@ def sort_repetitions(
             try:
                 new, outside = _planes(key, readouts, metadata)
             except OutsideMatrixError as error:  # no image is better than a black one
-                nowhere, new, outside = nowhere or error, [], len(readouts)
+                nowhere, new, outside = nowhere or error, [], 0
             planes += new
             misplaced += outside
         missing = next((text for text in map(missing_lines, planes) if text), None)
@@ -142,6 +143,8 @@ def sort_repetitions(
             yield planes
     if nowhere and not found_a_place:
         raise nowhere
+    if nowhere:
+        warn(f"an image is not made: {nowhere}")
     if misplaced:
         warn(f"{misplaced} readouts lie wholly or partly outside the matrix; what lies outside is left out")
 
@@ -160,8 +163,9 @@ def _repetitions(
     """Collect readouts in `waiting` and yield the number of each repetition when it is to be worked on."""
     channels = None
     newest = -1
-    checked: set[int] = set()  # encoding spaces
+    directions: dict[int, NDArray[Any] | None] = {}  # of the readouts of an encoding space, by their trajectory
     told = False
+    imaging = broken = 0
     for item in items:
         if isinstance(item, ismrmrd.Image):
             raise TypeError("got an image; a Cartesian reconstruction needs raw data (readouts)")
@@ -171,10 +175,17 @@ def _repetitions(
             if not told and is_calibration_only(item):
                 told = _tell_unknown_calibration(item, metadata, warn)
             continue
-        if item.encoding_space_ref not in checked:  # at its first readout: a whole scan is long to wait for an error
+        if item.encoding_space_ref not in directions:  # at the first readout: a whole scan is long to wait for an error
             encoding_of(metadata, item.encoding_space_ref)
-            check_trajectory(item)
-            checked.add(item.encoding_space_ref)
+            directions[item.encoding_space_ref] = None
+        direction = check_trajectory(item, directions[item.encoding_space_ref])
+        directions[item.encoding_space_ref] = direction
+        imaging += 1
+        if not np.isfinite(item.data).all():  # one would make the whole image black
+            broken += 1
+            if broken == 1:
+                warn(f"readout {item.scan_counter} is left out: its samples are not finite; so is any further such one")
+            continue
         channels = item.active_channels if channels is None else channels
         if item.active_channels != channels:
             raise ValueError(
@@ -188,6 +199,11 @@ def _repetitions(
             while waiting and _is_complete(waiting[min(waiting)], metadata):
                 yield min(waiting)  # the caller takes it out
         waiting.setdefault(idx.repetition, {}).setdefault(key, []).append(item)
+    if broken:
+        text = f"{broken} of {imaging} imaging readouts hold samples that are not finite"
+        if broken == imaging:
+            raise ValueError(text)
+        warn(f"{text}: they are left out")
     yield from sorted(waiting)
 
 
@@ -221,25 +237,38 @@ def _tell_unknown_calibration(readout: Any, metadata: Any, warn: Callable[[str],
     return True
 
 
-def check_trajectory(readout: Any) -> None:
+def check_trajectory(readout: Any, direction: NDArray[Any] | None) -> NDArray[Any] | None:
     """Check that the trajectory in a readout, if it has one, is a straight line with samples at equal distances.
+
+    Parameters
+    ----------
+    readout
+        The acquisition; samples that are to be discarded do not count.
+    direction
+        Unit vector of the readouts before, to which it has to be parallel; None: there was none.
+
+    Returns
+    -------
+    Unit vector of this readout, or `direction` where it has no trajectory.
 
     Raises
     ------
     ValueError
-        When a sample is more than two distances away from where it would be.
+        When a sample is more than two distances away from where it would be, or the line has another direction.
     """
-    if readout.trajectory_dimensions == 0 or readout.number_of_samples < 2:
-        return
-    k = readout.traj.astype(np.float64)
-    if not np.isfinite(k).all():
-        return
-    step = np.linalg.norm(k[-1] - k[0]) / (len(k) - 1)
-    if np.linalg.norm(k - np.linspace(k[0], k[-1], len(k)), axis=1).max() > 2 * step:
-        raise ValueError(
-            f"the header's trajectory is 'cartesian', but the one in the readout with scan_counter "
-            f"{readout.scan_counter} is no straight line with samples at equal distances: one of them is wrong"
-        )
+    k = readout.traj[readout.discard_pre : max(readout.number_of_samples - readout.discard_post, 0)].astype(np.float64)
+    if k.size == 0 or len(k) < 2 or not np.isfinite(k).all():
+        return direction
+    which = f"the header's trajectory is 'cartesian', but that of the readout with scan_counter {readout.scan_counter}"
+    length = np.linalg.norm(k[-1] - k[0])
+    if np.linalg.norm(k - np.linspace(k[0], k[-1], len(k)), axis=1).max() > 2 * length / (len(k) - 1):
+        raise ValueError(f"{which} is no straight line with samples at equal distances: one of them is wrong")
+    if length == 0:
+        return direction
+    own = (k[-1] - k[0]) / length
+    if direction is not None and len(direction) == len(own) and abs(own @ direction) < PARALLEL:
+        raise ValueError(f"{which} has another direction than those before, as in a radial scan: one of them is wrong")
+    return own if direction is None else direction
 
 
 def missing_lines(plane: KSpacePlane) -> str | None:

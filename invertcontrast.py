@@ -100,8 +100,12 @@ def process_raw(acqGroup: list[Any], connection: Any, config: Any, metadata: Any
         for iPhase, head in enumerate(plane.heads):
             reconstructed.append((data[..., iPhase], head, plane.field_of_view))
 
+    if not reconstructed:
+        warn("there were no imaging readouts, so there is no image")
+        return []
+
     bits = mrdhelper.bits_stored(metadata)
-    maximum = max((mrdhelper.largest_magnitude(pixels) for pixels, _, _ in reconstructed), default=0.0)
+    maximum = max(mrdhelper.largest_magnitude(pixels) for pixels, _, _ in reconstructed)
     imgGroup = []
     for index, (pixels, head, field_of_view) in enumerate(reconstructed, start=1):
         pixels = pixels.astype(np.complex64) if wantComplex else mrdhelper.scale_to_int16(pixels, bits, maximum)

@@ -91,6 +91,8 @@ def encoding_of(metadata: Any, encoding_space_ref: int) -> Any:
     if encoding_space_ref >= len(encodings):
         raise ValueError(f"a readout refers to encoding space {encoding_space_ref}; the header has {len(encodings)}")
     encoding = encodings[encoding_space_ref]
+    if encoding.trajectory is None:
+        raise ValueError("the header names no trajectory: a Cartesian reconstruction needs 'cartesian'")
     trajectory = str(getattr(encoding.trajectory, "value", encoding.trajectory)).lower()
     if trajectory != CARTESIAN:
         who = ELSEWHERE.get(trajectory, "no module here reconstructs that yet")

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 WAITING_BYTES = 128 << 20  # of readouts that may wait while the reconstruction is busy; then the sender has to wait
 FRAMES_WAITING = 64
 USABLE_PART = 0.5  # of the readouts of a frame, at least; else it is not made
+MAPS_PART = 0.9  # of those of the frame whose coil maps are kept; until then each frame has its own
 
 
 def prepare(config: Any, metadata: Any) -> None:
@@ -157,7 +158,9 @@ class Slice:
             return coils.rssq(images)
         if self._maps is not None:
             return coils.combine(images, self._maps)
-        self._maps, combined = coils.inati(images)
+        maps, combined = coils.inati(images)
+        if self.usable_part >= MAPS_PART:
+            self._maps = maps
         return combined
 
 

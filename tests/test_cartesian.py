@@ -264,8 +264,8 @@ def test_a_slice_that_lies_outside_the_matrix_gives_no_black_image():
     header = make_header((8, 4, 1), kspace_encoding_step_1=(0, 3, 2))
     planes, warnings = planes_of([*readouts_of(np.ones((4, 8))), make_readout(np.ones(8), row=99, slice=1)], header)
     assert [plane.head.idx.slice for plane in planes] == [0]
-    assert len(warnings) == 1
-    assert warnings[0].startswith("1 readouts")
+    (warning,) = warnings
+    assert warning.startswith("an image is not made: none of 1 readouts has a place in the matrix")
 
 
 def test_a_cardiac_phase_that_lies_outside_the_matrix_does_not_stop_the_others():
@@ -437,10 +437,57 @@ def test_a_trajectory_that_is_not_cartesian_is_refused_at_its_first_readout(traj
         planes_of(scan(), make_header((4, 4, 1), trajectory=trajectory))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, complex(1, np.nan)])
+def test_a_readout_that_is_not_finite_is_left_out_and_told(value):
+    """It would make the whole image black; its line is missing instead."""
+    readouts = readouts_of(np.ones((4, 8)))
+    readouts[2].data[0, 3] = value
+    (plane,), warnings = planes_of(readouts, make_header((8, 4, 1), kspace_encoding_step_1=(0, 3, 2)))
+    assert plane.sampled.ravel().tolist() == [1, 1, 0, 1]
+    np.testing.assert_allclose(plane.kspace[0, [0, 1, 3], :, 0], 1)
+    assert not plane.kspace[0, 2].any()
+    first, total, missing = warnings
+    assert first.startswith("readout 3 is left out: its samples are not finite")
+    assert total == "1 of 4 imaging readouts hold samples that are not finite: they are left out"
+    assert "3 of 4 phase encoding lines were acquired" in missing
+
+
+def test_a_scan_of_nothing_finite_is_an_error():
+    readouts = readouts_of(np.full((4, 8), np.nan))
+    with pytest.raises(ValueError, match="4 of 4 imaging readouts hold samples that are not finite"):
+        planes_of(readouts, make_header((8, 4, 1)))
+
+
+def test_a_header_without_trajectory_is_named():
+    header = make_header((4, 4, 1))
+    header.encoding[0].trajectory = None
+    with pytest.raises(ValueError, match="the header names no trajectory"):
+        planes_of([make_readout(np.ones(4))], header)
+
+
 def with_trajectory(k):
     readout = ismrmrd.Acquisition.from_array(np.ones((1, len(k)), np.complex64), k.astype(np.float32))
     readout.center_sample = len(k) // 2
     return readout
+
+
+def test_spokes_in_a_scan_that_the_header_calls_cartesian_are_refused():
+    line = np.linspace(-0.5, 0.5, 16)
+    header = make_header((16, 8, 1))
+
+    def spokes(*angles):
+        return [with_trajectory(np.outer(line, (np.cos(angle), np.sin(angle)))) for angle in angles]
+
+    with pytest.raises(ValueError, match="has another direction than those before, as in a radial scan"):
+        planes_of(spokes(0, 0.4), header)
+    planes_of(spokes(0, np.pi, 1e-4), header)  # reversed lines, and what rounding does
+
+
+def test_the_trajectory_of_discarded_samples_does_not_count():
+    k = np.stack([np.r_[np.zeros(4), np.linspace(-0.5, 0.5, 16)], np.zeros(20)], axis=1)
+    readout = with_trajectory(k)
+    readout.discard_pre, readout.center_sample = 4, 12
+    planes_of([readout], make_header((16, 4, 1)))
 
 
 def test_a_trajectory_in_the_readouts_must_be_cartesian():
