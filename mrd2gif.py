@@ -10,6 +10,9 @@
 - *Pixels*: complex data as magnitude, several channels as their root sum of squares, RGB images (type 6) in colour.
 - *Overlays*: ROI_* and Text_* attributes, on every tile of their image, in screen pixels above the enlarged picture.
 - *Colours*: LUTFileName, shown with the matplotlib colour map that looks most like it.
+
+Images are read one by one, twice: first for the window and the order, then to be drawn. A film of more pixels than a
+viewer holds is thinned out: every so many frames one is shown, for the time of all of them.
 """
 
 import argparse
@@ -24,13 +27,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import ismrmrd
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import mrdhelper
-from mrdfile import MrdReader, open_mrd
+from mrdfile import MrdReader, image_holders
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ DURATION_RANGE_MS = (20, 2000)  # [ms] viewers ignore shorter frames; longer one
 SMALLEST_PX = 256  # [px] smaller pictures are enlarged
 LARGEST_PX = 16384  # [px] per side; beyond it no viewer opens the picture
 PERCENTILES = (0.5, 99.5)
+ROWS_AT_ONCE = 64  # that are turned into palette entries: a mosaic may have hundreds of millions of pixels
+FILM_PX = 2**28  # [px] of all frames of a film: Pillow keeps them until the last, and viewers all the time
 WINDOW_SAMPLES = 2**22  # values that the percentiles are taken from
 OVERLAY_LEVELS = 240  # gray levels when something is drawn on top: a GIF palette has 256 entries for both
 TEXT_PX = 12  # [px] height of the letters
@@ -58,6 +62,54 @@ LOOK_ALIKES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Place of one image in the preview of its series.
+
+    Attributes
+    ----------
+    index : int
+        Number of the image in its sub-group, counted from 0.
+    frame : tuple of int
+        Counters that images of one frame have in common; the last one is the image type.
+    slice, time_stamp : int
+        Slice counter; acquisition time stamp [ticks of 2.5 ms].
+    window : (float, float) or None
+        Values shown black and white, from the attributes.
+    """
+
+    index: int
+    frame: tuple[int, ...]
+    slice: int = 0
+    time_stamp: int = 0
+    window: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """What must be known of all images of a sub-group before the first is drawn.
+
+    Attributes
+    ----------
+    read : callable
+        Reads the image of a number.
+    entries : list of Entry
+        In stored order.
+    shape : (int, int, int)
+        Planes, rows and columns of each image.
+    windows : dict
+        Values shown black and white by image type, for images without a window of their own.
+    levels : int
+        Levels of gray.
+    """
+
+    read: Callable[[int], ismrmrd.Image]
+    entries: list[Entry]
+    shape: tuple[int, int, int]
+    windows: dict[int, tuple[float, float]]
+    levels: int
+
+
 @dataclass(frozen=True)
 class Picture:
     """One image of an MRD file, ready to be drawn.
@@ -66,12 +118,8 @@ class Picture:
     ----------
     planes : numpy.ndarray
         Values [z, y, x] float32, or colours [z, y, x, 3] uint8.
-    frame : tuple of int
-        Counters that images of one frame have in common; the last one is the image type.
-    slice, time_stamp : int
-        Slice counter; acquisition time stamp [ticks of 2.5 ms].
-    window : (float, float) or None
-        Values shown black and white, from the attributes.
+    window : (float, float)
+        Values shown black and white.
     lut : str
         LUTFileName, may be empty.
     rois, texts : tuple
@@ -79,10 +127,7 @@ class Picture:
     """
 
     planes: np.ndarray
-    frame: tuple[int, ...]
-    slice: int = 0
-    time_stamp: int = 0
-    window: tuple[float, float] | None = None
+    window: tuple[float, float]
     lut: str = ""
     rois: tuple = ()
     texts: tuple = ()
@@ -131,49 +176,64 @@ def convert(
     folder = path.parent if folder is None else Path(folder)
     suffix = ".png" if png else ".gif"
     written: list[Path] = []
-    for group_name, series_name, pictures in read_series(path, group):
-        frames, time_step = render_series(pictures, rescale, still=mosaic or png)
-        folder.mkdir(parents=True, exist_ok=True)
-        target = unused_name(folder, [path.stem, group_name, series_name], suffix, written)
-        save_frames(frames, target, duration or time_step)
-        written.append(target)
+    for name in image_holders(path) if group is None else [group]:
+        with MrdReader(path, name) as reader:
+            for series_name in reader.image_groups:
+                if not reader.image_shape(series_name)[0]:
+                    continue
+                target = unused_name(folder, [path.stem, name, series_name], suffix, written)
+                try:
+                    series = survey(reader, series_name)
+                    frames, time_step = render_series(series, rescale, duration, still=mosaic or png)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    save_frames(frames, target, time_step)
+                except ValueError as error:
+                    raise ValueError(f"{path}: no preview of '{name}/{series_name}': {error}") from error
+                written.append(target)
     if not written:
         raise ValueError(f"{path} holds no images" + (f" in group '{group}'" if group else ""))
     return written
 
 
-def read_series(path: Path, group: str | None = None) -> Iterator[tuple[str, str, list[Picture]]]:
-    """Yield group, sub-group and pictures of every image series of a file (or of one group) that holds any.
+def survey(reader: MrdReader, name: str) -> Series:
+    """Look at all images of a sub-group, one at a time.
 
     Raises
     ------
     OSError, ValueError
         As `convert`.
     """
-    groups = [] if group is None else [group]
-    if group is None:
-        with open_mrd(path) as file:
-            file.visititems(lambda name, item: groups.append(name) if isinstance(item, h5py.Group) else None)
-    for name in groups:
-        with MrdReader(path, name) as reader:
-            for series in reader.image_groups:
-                try:
-                    pictures = [to_picture(image) for image in reader.images(series)]
-                except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-                    raise ValueError(f"{path}: '{name}/{series}' cannot be read as MRD images: {error}") from error
-                if pictures:
-                    yield name, series, pictures
+    count, *axes = reader.image_shape(name)
+    if max(axes[-2:], default=0) > LARGEST_PX:
+        raise ValueError(f"images of {axes[-1]} x {axes[-2]} pixels, expected at most {LARGEST_PX} a side")
+    shape: tuple[int, ...] = ()
+    entries: list[Entry] = []
+    samples: dict[int, list[np.ndarray]] = {}
+    has_overlays = False
+    for index, image in enumerate(reader.images(name)):
+        head, meta = image.getHead(), image.meta
+        frame = (head.average, head.contrast, head.phase, head.repetition, head.set, head.image_type)
+        entry = Entry(index, frame, head.slice, head.acquisition_time_stamp, window_from_meta(meta))
+        entries.append(entry)
+        has_overlays = has_overlays or any(str(key).startswith(("ROI_", "Text_")) for key in meta)
+        planes = to_planes(image.data, head.image_type)
+        shape = planes.shape[:3]
+        if planes.ndim == 3 and entry.window is None:
+            step = max(1, count * planes.size // WINDOW_SAMPLES) | 1  # odd: not the same columns in every row
+            samples.setdefault(head.image_type, []).append(planes.ravel()[::step].copy())
+    windows = {image_type: window_from_values(np.concatenate(values)) for image_type, values in samples.items()}
+    return Series(
+        lambda index: reader.image(name, index), entries, shape, windows, OVERLAY_LEVELS if has_overlays else 256
+    )
 
 
-def to_picture(image: ismrmrd.Image) -> Picture:
-    """Take from an MRD image what its preview needs; an attribute that cannot be used is left out with a log line."""
-    head, meta = image.getHead(), image.meta
+def read_picture(series: Series, entry: Entry) -> Picture:
+    """Read what is drawn of an image; an attribute that cannot be used is left out with a log line."""
+    image = series.read(entry.index)
+    meta = image.meta
     return Picture(
-        planes=to_planes(image.data, head.image_type),
-        frame=(head.average, head.contrast, head.phase, head.repetition, head.set, head.image_type),
-        slice=head.slice,
-        time_stamp=head.acquisition_time_stamp,
-        window=window_from_meta(meta),
+        planes=to_planes(image.data, image.image_type),
+        window=entry.window or series.windows.get(image.image_type, (0.0, 1.0)),
         lut=first_value(meta, "LUTFileName"),
         rois=tuple(roi for roi in overlays(meta, "ROI_", mrdhelper.parse_roi) if roi[5] and len(roi[0])),
         texts=tuple(text for text in overlays(meta, "Text_", mrdhelper.parse_text) if text[3]),
@@ -226,10 +286,8 @@ def window_from_meta(meta: dict) -> tuple[float, float] | None:
     return centre - width / 2, centre + width / 2
 
 
-def window_from_values(planes: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Values shown black and white: percentiles of all finite values of a series."""
-    step = max(1, sum(plane.size for plane in planes) // WINDOW_SAMPLES) | 1  # odd: not the same columns in every row
-    values = np.concatenate([plane.ravel()[::step] for plane in planes])
+def window_from_values(values: np.ndarray) -> tuple[float, float]:
+    """Values shown black and white: percentiles of the finite ones of a series."""
     values = values[np.isfinite(values)].astype(np.float64)
     if not values.size:
         return 0.0, 1.0
@@ -260,57 +318,64 @@ def colour_table(name: str) -> np.ndarray:
 
 
 def render_series(
-    pictures: Sequence[Picture], rescale: int | None = None, *, still: bool = False
-) -> tuple[list[Image.Image], float]:
-    """Draw the pictures of a series as RGB frames of one size (one frame, if `still`); also their duration [ms]."""
-    frames = group_frames(pictures)
-    duration = frame_duration([next(picture for picture in frame if picture).time_stamp for frame in frames])
-    tiles = [[(picture, z) for picture in frame for z in range(len(pictures[0].planes))] for frame in frames]
-    columns = math.ceil(math.sqrt(len(tiles[0])))
-    if still and len(tiles) > 1:  # the slices of one frame stay in one row
-        row = math.ceil(math.sqrt(len(tiles) * len(tiles[0])) / len(tiles[0]))
-        columns = min(row, len(tiles)) * len(tiles[0])
-        tiles = [list(itertools.chain.from_iterable(tiles))]
+    series: Series, rescale: int | None = None, duration: float | None = None, *, still: bool = False
+) -> tuple[Iterator[Image.Image], float]:
+    """Draw a series as RGB frames of one size (one frame, if `still`), each when it is asked for.
 
-    by_type: dict[int, list[np.ndarray]] = {}
-    for picture in pictures:
-        if picture.planes.ndim == 3 and picture.window is None:
-            by_type.setdefault(picture.frame[-1], []).append(picture.planes)
-    windows = {image_type: window_from_values(planes) for image_type, planes in by_type.items()}
-    levels = OVERLAY_LEVELS if any(picture.rois or picture.texts for picture in pictures) else 256
+    Returns
+    -------
+    The frames, and the time that each stays [ms].
+    """
+    frames = group_frames(series.entries)
+    duration = duration or frame_duration([next(entry for entry in frame if entry).time_stamp for frame in frames])
+    planes, height, width = series.shape
+    slots = planes * len(frames[0])
+    columns = math.ceil(math.sqrt(slots))
+    if still and len(frames) > 1:  # the slices of one frame stay in one row
+        columns = min(math.ceil(math.sqrt(len(frames) * slots) / slots), len(frames)) * slots
+        slots *= len(frames)
+        frames = [list(itertools.chain.from_iterable(frames))]
 
-    height, width = pictures[0].planes.shape[1:3]
-    size = np.array([columns * width, math.ceil(len(tiles[0]) / columns) * height])
+    size = np.array([columns * width, math.ceil(slots / columns) * height])
     factor = rescale or math.ceil(SMALLEST_PX / size.max())
     size *= factor
     if size.max() > LARGEST_PX:
         raise ValueError(f"a preview of {size[0]} x {size[1]} pixels is too large: at most {LARGEST_PX} a side")
-    canvases = []
-    for frame in tiles:
+    if (every := math.ceil(len(frames) * int(size.prod()) / FILM_PX)) > 1 < len(frames):
+        logger.warning(
+            "A film of %d frames of %d x %d pixels is too long: one of %d is shown", len(frames), *size, every
+        )
+        frames, duration = frames[::every], duration * every
+
+    def draw(frame: list[Entry | None]) -> Image.Image:
         canvas = Image.new("RGB", tuple(size.tolist()))
-        for slot, (picture, z) in enumerate(frame):
-            if picture is not None:
-                colours = to_colours(picture, z, windows.get(picture.frame[-1]), levels)
-                row, column = divmod(slot, columns)
-                canvas.paste(draw_tile(colours, picture, factor), (column * width * factor, row * height * factor))
-        canvases.append(canvas)
-    return canvases, duration
+        for number, entry in enumerate(frame):
+            if entry is None:
+                continue
+            picture = read_picture(series, entry)
+            for z in range(planes):
+                row, column = divmod(number * planes + z, columns)
+                tile = draw_tile(to_colours(picture, z, series.levels), picture, factor)
+                canvas.paste(tile, (column * width * factor, row * height * factor))
+        return canvas
+
+    return map(draw, frames), duration
 
 
-def group_frames(pictures: Sequence[Picture]) -> list[list[Picture | None]]:
-    """Sort pictures into frames [frame][slice], frames in stored order, slices by their counter, None where one lacks.
+def group_frames(entries: Sequence[Entry]) -> list[list[Entry | None]]:
+    """Sort images into frames [frame][slice], frames in stored order, slices by their counter, None where one lacks.
 
-    A picture whose counters came before begins a further frame: many modules leave the counters at zero.
+    An image whose counters came before begins a further frame: many modules leave the counters at zero.
     """
-    frames: dict[tuple, dict[int, Picture]] = {}
+    frames: dict[tuple, dict[int, Entry]] = {}
     seen: Counter[tuple] = Counter()
-    for picture in pictures:
-        place = picture.frame, picture.slice
-        frames.setdefault((picture.frame, seen[place]), {})[picture.slice] = picture
+    for entry in entries:
+        place = entry.frame, entry.slice
+        frames.setdefault((entry.frame, seen[place]), {})[entry.slice] = entry
         seen[place] += 1
-    slices = sorted({picture.slice for picture in pictures})
-    if 2 * len(pictures) < len(frames) * len(slices):  # the slice counter counts something else
-        return [[picture] for picture in pictures]
+    slices = sorted({entry.slice for entry in entries})
+    if 2 * len(entries) < len(frames) * len(slices):  # the slice counter counts something else
+        return [[entry] for entry in entries]
     return [[frame.get(index) for index in slices] for frame in frames.values()]
 
 
@@ -323,12 +388,12 @@ def frame_duration(time_stamps: Sequence[int]) -> float:
     return duration if DURATION_RANGE_MS[0] <= duration <= DURATION_RANGE_MS[1] else DEFAULT_DURATION_MS
 
 
-def to_colours(picture: Picture, z: int, series_window: tuple[float, float] | None, levels: int) -> np.ndarray:
+def to_colours(picture: Picture, z: int, levels: int) -> np.ndarray:
     """Colours [y, x, 3] uint8 of a plane in so many levels of gray; values that are not a number are black."""
     plane = picture.planes[z]
     if plane.ndim == 3:
         return plane
-    low, high = picture.window or series_window
+    low, high = picture.window
     scaled = ((plane.astype(np.float64) - low) / (high - low)).clip(0, 1)
     steps = np.rint(np.nan_to_num(scaled) * (levels - 1)).astype(np.intp)
     return colour_table(picture.lut)[steps * 255 // (levels - 1)]
@@ -383,24 +448,32 @@ def draw_outline(
 
 def to_palette(frame: Image.Image) -> Image.Image:
     """Turn an RGB frame into a palette frame: exact with up to 256 colours, else the closest without dithering."""
-    pixels = np.asarray(frame, np.uint32)
-    colours, index = np.unique(pixels @ np.array([65536, 256, 1], np.uint32), return_inverse=True)
-    if colours.size > 256:
+    counted = frame.getcolors(256)
+    if counted is None:
         return frame.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    indexed = Image.fromarray(index.reshape(pixels.shape[:2]).astype(np.uint8))
-    indexed.putpalette(np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.uint8).tobytes())
+    colours = np.array(sorted(colour for _, colour in counted), np.uint32)
+    weights = np.array([65536, 256, 1], np.uint32)
+    index = np.empty(frame.size[::-1], np.uint8)
+    for top in range(0, len(index), ROWS_AT_ONCE):
+        strip = index[top : top + ROWS_AT_ONCE]
+        pixels = np.asarray(frame.crop((0, top, frame.width, top + len(strip))), np.uint32)
+        strip[:] = np.searchsorted(colours @ weights, pixels @ weights)
+    indexed = Image.fromarray(index)
+    indexed.putpalette(colours.astype(np.uint8).tobytes())
     return indexed
 
 
-def save_frames(frames: Sequence[Image.Image], target: Path, duration: float) -> None:
+def save_frames(frames: Iterator[Image.Image], target: Path, duration: float) -> None:
     """Write a PNG of the first frame, or a GIF that repeats for ever; equal frames in a row become one longer frame."""
+    first = next(frames)
     if target.suffix == ".png":
-        frames[0].save(target)
+        first.save(target)
         return
-    first, *others = [to_palette(frame) for frame in frames]
     raster = max(10, round(duration, -1))  # a GIF counts time in 10 ms
-    animation = {"save_all": True, "append_images": others, "duration": raster, "loop": 0} if others else {}
-    first.save(target, **animation)
+    second = next(frames, None)
+    others = map(to_palette, itertools.chain([second], frames))
+    animation = {"save_all": True, "append_images": others, "duration": raster, "loop": 0} if second else {}
+    to_palette(first).save(target, **animation)
 
 
 def unused_name(folder: Path, parts: Sequence[str], suffix: str, taken: Sequence[Path]) -> Path:

@@ -14,7 +14,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -116,6 +116,45 @@ def _refuse_other_files(file: h5py.File, path: Path) -> None:
                 raise MrdFileError(f"{path}: {place} cannot be read: {error}") from error
 
 
+@contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Turn what a strange or damaged layout makes h5py, numpy and ismrmrd raise into an error that names the place."""
+    try:
+        yield
+    except MrdFileError:
+        raise
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise MrdFileError(f"{place} is not laid out as in an MRD file: {error}") from error
+
+
+def image_holders(path: Path | str) -> list[str]:
+    """Names of the groups of a file, at any depth, that hold images.
+
+    Raises
+    ------
+    MrdFileError
+        If the file cannot be read.
+    """
+    names: list[str] = []
+
+    def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Group) and image_groups(item):
+            names.append(name)
+
+    with open_mrd(path) as file, reading(f"{path}: its list of groups"):
+        file.visititems(add)
+    return names
+
+
 class MrdReader:
     """One group of an MRD .h5 file, read in slices.
 
@@ -145,8 +184,9 @@ class MrdReader:
         self.path = Path(path)
         self._file = open_mrd(self.path)
         try:
-            self.group = self._choose(group)
-            self._group = self._file[self.group]
+            with reading(f"{self.path}: its list of groups"):
+                self.group = self._choose(group)
+                self._group = self._file[self.group]
             with self._reading("something"):
                 self.image_groups = image_groups(self._group)
                 self.header_xml = self._text("xml")
@@ -160,16 +200,8 @@ class MrdReader:
             self._file.close()
             raise
 
-    @contextmanager
-    def _reading(self, what: str) -> Iterator[None]:
-        """Turn what a strange layout makes h5py and numpy raise into an error that names the file."""
-        try:
-            yield
-        except MrdFileError:
-            raise
-        except (AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-            place = f"{what} of group '{self.group}'"
-            raise MrdFileError(f"{self.path}: {place} is not laid out as in an MRD file: {error}") from error
+    def _reading(self, what: str) -> AbstractContextManager[None]:
+        return reading(f"{self.path}: {what} of group '{self.group}'")
 
     def _choose(self, group: str | None) -> str:
         groups = [name for name, item in self._file.items() if isinstance(item, h5py.Group)]
@@ -254,6 +286,16 @@ class MrdReader:
                 parts = self._group[group]
                 for index in range(len(parts["data"])):
                     yield self._image(parts, index)
+
+    def image(self, name: str, index: int) -> ismrmrd.Image:
+        """Read one image of a sub-group, counted from 0."""
+        with self._reading(name):
+            return self._image(self._group[name], index)
+
+    def image_shape(self, name: str) -> tuple[int, ...]:
+        """Number of images of a sub-group, and the shape of each: (images, channels, z, y, x)."""
+        with self._reading(name):
+            return self._group[name]["data"].shape
 
     def _image(self, parts: h5py.Group, index: int) -> ismrmrd.Image:
         head = np.zeros(1, image_header_dtype)

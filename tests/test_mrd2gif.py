@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -415,7 +416,7 @@ def make_bad_file(path, kind):
         ("text", "HDF5"),
         ("no images", "holds no images in group 'dataset'"),
         ("other group", "no group 'dataset'"),
-        ("no headers", "'dataset/image_0' cannot be read as MRD images"),
+        ("no headers", "image_0 of group 'dataset' is not laid out"),
         ("cut off", "HDF5"),
     ],
 )
@@ -431,6 +432,115 @@ def test_files_without_previews(tmp_path, capsys, kind, says):
     assert says in errors
     assert "bad.h5" in errors
     assert output.splitlines() == [str(tmp_path / "good_dataset_image_0.gif")]
+
+
+def test_damaged_files_are_one_line_each(tmp_path, capsys):
+    """Bytes lost or overwritten anywhere in a file; a file that can still be read gives a preview."""
+    with MrdWriter(tmp_path / "img.h5") as writer:
+        for number in range(4):
+            writer.write(make_image(np.ones((4, 4)), {"WindowCenter": 1, "WindowWidth": 2}, series=number % 2))
+    whole = (tmp_path / "img.h5").read_bytes()
+    rng = np.random.default_rng(11)
+    bad = tmp_path / "bad.h5"
+    refused = 0
+    for number in range(60):
+        content = bytearray(whole)
+        for place in rng.integers(0, 8000, 20):
+            content[place] = rng.integers(0, 256)
+        bad.write_bytes(content[: rng.integers(8, len(whole))] if number % 3 == 0 else content)
+        status = mrd2gif.main(["-o", str(tmp_path / "out"), str(bad)])
+        errors = capsys.readouterr().err.splitlines()
+        assert status == len([line for line in errors if line.startswith("mrd2gif: ")])
+        assert not any("Traceback" in line for line in errors)
+        refused += status
+    assert refused > 30
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        (
+            "data",
+            np.zeros((2, 1, 1, 0, 4), np.float32),
+            "no preview of 'dataset/image_0': pixels of shape (1, 1, 0, 4)",
+        ),
+        ("data", np.zeros((2, 1, 1, 1, 4, 4), np.float32), "image_0 of group 'dataset' is not laid out"),
+        ("data", np.array([b"pixels"] * 2), "image_0 of group 'dataset' is not laid out"),
+        ("header", np.zeros(1), "image_0 of group 'dataset' is not laid out"),
+        ("attributes", np.zeros(0), "image_0 of group 'dataset' is not laid out"),
+    ],
+)
+def test_images_of_a_wrong_layout(tmp_path, capsys, name, value, says):
+    with MrdWriter(tmp_path / "bad.h5") as writer:
+        for _ in range(2):
+            writer.write(make_image(np.ones((4, 4))))
+    with h5py.File(tmp_path / "bad.h5", "r+") as file:
+        del file["dataset/image_0"][name]
+        file["dataset/image_0"][name] = value
+    assert mrd2gif.main([str(tmp_path / "bad.h5")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert not list(tmp_path.glob("*.gif"))
+
+
+def test_images_too_large_are_refused_before_they_are_read(tmp_path, capsys):
+    with MrdWriter(tmp_path / "bad.h5") as writer:
+        writer.write(make_image(np.ones((4, 4), np.float32)))
+    with h5py.File(tmp_path / "bad.h5", "r+") as file:
+        del file["dataset/image_0/data"]
+        shape, chunks = (1, 1, 1, 20000, 20000), (1, 1, 1, 100, 100)
+        file["dataset/image_0"].create_dataset("data", shape, np.float32, chunks=chunks)
+    assert mrd2gif.main([str(tmp_path / "bad.h5")]) == 1
+    assert "images of 20000 x 20000 pixels, expected at most 16384 a side" in capsys.readouterr().err
+
+
+# ---- long series
+
+
+@pytest.fixture(scope="module")
+def long_series(tmp_path_factory):
+    """256 images, each of other values, in a file that is made at once."""
+    path = tmp_path_factory.mktemp("long") / "img.h5"
+    with MrdWriter(path) as writer:
+        writer.write(make_image(np.zeros((160, 160), np.float32)))
+    with h5py.File(path, "r+") as file:
+        group = file["dataset/image_0"]
+        for name in ("data", "header", "attributes"):
+            first = group[name][0]
+            group[name].resize(256, axis=0)
+            group[name][:] = np.array([first] * 256, group[name].dtype)
+        group["data"][:] = np.random.default_rng(5).random(group["data"].shape, np.float32)
+    return path
+
+
+@pytest.mark.parametrize("options", [{"rescale": 1}, {"mosaic": True, "rescale": 1}], ids=["film", "mosaic"])
+def test_memory_is_that_of_what_is_shown(long_series, tmp_path, monkeypatch, options):
+    """The pixels of the file are 26 MB; shown are a film of 0.5 million pixels, or one picture of 6.5 million."""
+    monkeypatch.setattr(mrd2gif, "FILM_PX", 2**19)
+    monkeypatch.setattr(mrd2gif, "WINDOW_SAMPLES", 2**16)
+    tracemalloc.start()
+    try:
+        (written,) = mrd2gif.convert(long_series, folder=tmp_path, **options)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    with Image.open(written) as picture:
+        shown = picture.n_frames * picture.width * picture.height
+    assert 2**18 < shown < 2**23
+    assert peak < 2 * shown + 2**23
+
+
+def test_a_film_that_is_too_long_is_thinned_out_and_says_so(long_series, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(mrd2gif, "FILM_PX", 52 * 160 * 160)
+    (written,) = mrd2gif.convert(long_series, folder=tmp_path, rescale=1, duration=20)
+    assert "A film of 256 frames of 160 x 160 pixels is too long: one of 5 is shown" in caplog.text
+    assert film(written) == (52, 100)
+    with h5py.File(long_series) as file:
+        expected = file["dataset/image_0/data"][5 * 51, 0, 0]
+    with Image.open(written) as picture:
+        picture.seek(51)
+        shown = np.asarray(picture.convert("L"), float)
+    assert np.corrcoef(shown.ravel(), expected.ravel())[0, 1] > 0.999
 
 
 @pytest.mark.parametrize("flags", [["-r", "0"], ["-d", "-5"], ["--fps", "nan"], ["--fps", "5", "-d", "5"]])
