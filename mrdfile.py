@@ -76,6 +76,9 @@ def open_mrd(path: Path | str) -> h5py.File:
         raise MrdFileError(f"{path} cannot be read as HDF5: {error}") from error
     try:
         _refuse_other_files(file, path)
+    except (KeyError, RuntimeError) as error:
+        file.close()
+        raise MrdFileError(f"{path} is damaged: {error}") from error
     except BaseException:
         file.close()
         raise
