@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
+import mrd2dicom
 import mrd2gif
 import mrdhelper
 from mrdfile import MrdWriter
@@ -434,8 +435,9 @@ def test_files_without_previews(tmp_path, capsys, kind, says):
     assert output.splitlines() == [str(tmp_path / "good_dataset_image_0.gif")]
 
 
-def test_damaged_files_are_one_line_each(tmp_path, capsys):
-    """Bytes lost or overwritten anywhere in a file; a file that can still be read gives a preview."""
+@pytest.mark.parametrize(("command", "start"), [(mrd2gif, "mrd2gif: "), (mrd2dicom, "error: ")])
+def test_damaged_files_are_one_line_each(tmp_path, capsys, command, start):
+    """Bytes lost or overwritten anywhere in a file; one that can still be read is converted."""
     with MrdWriter(tmp_path / "img.h5") as writer:
         for number in range(4):
             writer.write(make_image(np.ones((4, 4)), {"WindowCenter": 1, "WindowWidth": 2}, series=number % 2))
@@ -448,9 +450,9 @@ def test_damaged_files_are_one_line_each(tmp_path, capsys):
         for place in rng.integers(0, 8000, 20):
             content[place] = rng.integers(0, 256)
         bad.write_bytes(content[: rng.integers(8, len(whole))] if number % 3 == 0 else content)
-        status = mrd2gif.main(["-o", str(tmp_path / "out"), str(bad)])
+        status = command.main(["-o", str(tmp_path / "out"), "-g", "dataset", str(bad)])
         errors = capsys.readouterr().err.splitlines()
-        assert status == len([line for line in errors if line.startswith("mrd2gif: ")])
+        assert status == len([line for line in errors if line.startswith(start)])
         assert not any("Traceback" in line for line in errors)
         refused += status
     assert refused > 30
