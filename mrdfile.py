@@ -11,6 +11,7 @@ each; whole slices are limited by HDF5's variable-length elements alone (``bench
 import errno
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -354,6 +355,14 @@ class MrdWriter:
         if name in self._group:
             del self._group[name]
         self._group.create_dataset(name, data=[text.replace("\0", "")], dtype=TEXT)
+
+    def note(self, name: str, value: str) -> bool:
+        """Keep a text under a name among the group's HDF5 attributes; returns False if just that is there already."""
+        name = os.fsencode(name).decode("utf-8", "replace")  # file names may be no UTF-8
+        if self._group.attrs.get(name) == value:
+            return False
+        self._group.attrs[name] = value
+        return True
 
     def write_header(self, header: Any) -> None:
         """Write the MRD header, given as XML text or as `ismrmrd.xsd.ismrmrdHeader`."""

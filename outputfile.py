@@ -15,6 +15,7 @@ limit, a quota), and would take the client with it.
 import argparse
 import contextlib
 import errno
+import io
 import logging
 import os
 import shlex
@@ -182,6 +183,8 @@ def join(part: Path, output: Path, group: str) -> None:
     """Put the messages of a stream file into a group of an output file, and remove the stream file.
 
     A message that broke off at the end of the stream is left out, and logged. What the group holds already is kept.
+    The group notes the stream's name, size and time, so that a process that is killed before it has removed the stream
+    does not lead to the same images twice.
 
     Parameters
     ----------
@@ -196,19 +199,29 @@ def join(part: Path, output: Path, group: str) -> None:
     Raises
     ------
     OSError, MrdError
-        If the stream cannot be read, or the output cannot be written. The output is as it was.
+        If the stream cannot be read or is in the group already, or the output cannot be written. The output is as it
+        was.
     """
-    with part.open("rb") as stream, _new_version(output.resolve()) as new, \
-            MrdWriter(new, group, locking=False) as writer:  # fmt: skip
-        try:
-            for message in read_messages(stream, _UNLIMITED):
-                if message.identifier == MessageId.METADATA_XML_TEXT:
-                    writer.write_header(message.content)
-                else:
-                    writer.write(message.content)
-        except StreamBroken as error:
-            logger.warning("%s breaks off in its last message, which is left out: %s", part, error)
-    part.unlink()
+    try:
+        stream = io.BufferedReader(_locked(part.resolve(), flags=0))  # one process at a time: nothing is put in twice
+    except FileNotFoundError as error:
+        raise MrdFileError(f"there is no {part}: it has been put into an output already, or been moved") from error
+    with stream:
+        facts = os.fstat(stream.fileno())
+        with _new_version(output.resolve()) as new, MrdWriter(new, group, locking=False) as writer:
+            if not writer.note(part.name, f"{facts.st_size} bytes of {facts.st_mtime_ns} ns"):
+                raise MrdFileError(f"{part} is in group '{group}' of {output} already, all of it: remove it")
+            try:
+                for message in read_messages(stream, _UNLIMITED):
+                    if message.identifier == MessageId.METADATA_XML_TEXT:
+                        writer.write_header(message.content)
+                    else:
+                        writer.write(message.content)
+            except StreamBroken as error:
+                logger.warning("%s breaks off in its last message, which is left out: %s", part, error)
+        if fcntl is None:
+            stream.close()  # Windows removes no file that is open
+        part.unlink()
 
 
 def _unfinished(output: Path) -> Path:
@@ -222,17 +235,20 @@ def _new_version(output: Path) -> Iterator[Path]:
     Only one process at a time has it, so that no run gets lost when several join one output.
     """
     path = _unfinished(output)
-    with _locked(path) as file:
+    with _locked(path) as file, contextlib.ExitStack() as until_replaced:
         try:
             file.truncate(0)  # a process that was killed may have left something
             if output.exists():
-                _copy(output, file)
+                earlier = until_replaced.enter_context(output.open("rb", buffering=0))
+                _keep_writers_out(output, earlier)  # what they would write into the earlier file would be lost
+                _copy(earlier, file)
             else:
                 h5py.File(path, "w", locking=False).close()
             yield path
             os.fsync(file.fileno())
             if fcntl is None:
                 file.close()  # Windows moves no file that is open
+                until_replaced.close()  # and replaces none
             path.replace(output)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -281,22 +297,31 @@ def _remove_unfinished(output: Path) -> None:
         path.unlink()
 
 
-def _copy(output: Path, target: BinaryIO) -> None:
+def _keep_writers_out(output: Path, file: BinaryIO) -> None:
+    """Lock the open output as its readers do, until it is closed: HDF5 then refuses to open it for writing.
+
+    Raises
+    ------
+    MrdFileError
+        If another program has it open for writing.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise MrdFileError(f"{output} is open for writing in another program") from error
+    except OSError as error:
+        logger.debug("%s cannot be locked: %s", output, error)
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
     """Copy a file and its mode; where the file system can, its blocks are shared and not copied."""
-    with output.open("rb", buffering=0) as source:
-        try:
-            if fcntl is not None:
-                fcntl.flock(source, fcntl.LOCK_SH | fcntl.LOCK_NB)  # HDF5 locks what it writes in the same way
-        except BlockingIOError as error:
-            raise MrdFileError(f"{output} is open for writing in another program") from error
-        except OSError as error:
-            logger.debug("%s cannot be locked: %s", output, error)
-        if hasattr(os, "fchmod"):
-            os.fchmod(target.fileno(), os.fstat(source.fileno()).st_mode)
-        with contextlib.suppress(OSError, AttributeError):
-            while os.copy_file_range(source.fileno(), target.fileno(), _COPY_STEP):
-                pass
-        shutil.copyfileobj(source, target, 1 << 20)  # the rest: everything, where the system has no such call
+    if hasattr(os, "fchmod"):
+        os.fchmod(target.fileno(), os.fstat(source.fileno()).st_mode)
+    with contextlib.suppress(OSError, AttributeError):
+        while os.copy_file_range(source.fileno(), target.fileno(), _COPY_STEP):
+            pass
+    shutil.copyfileobj(source, target, 1 << 20)  # the rest: everything, where the system has no such call
 
 
 def _sync_folder(folder: Path) -> None:

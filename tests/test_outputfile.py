@@ -2,8 +2,10 @@
 
 import fcntl
 import logging
+import shutil
 import signal
 import threading
+from pathlib import Path
 
 import h5py
 import ismrmrd
@@ -145,6 +147,48 @@ def test_a_file_that_another_program_writes_is_left_alone(output):
     with h5py.File(output):  # readers are in nobody's way
         join_in_process(part, output, "run")
     assert numbers(output, "run") == [7]
+
+
+def test_no_other_program_can_write_into_the_output_that_is_being_replaced(output, monkeypatch):
+    replace = Path.replace
+
+    def write_first(path, target):
+        with pytest.raises(OSError, match="lock"), h5py.File(output, "r+") as file:
+            file["analysis"] = [1, 2, 3]  # would be gone with the earlier file
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", write_first)
+    join(part_of(output, make_image(7)), output, "run")
+    assert numbers(output, "run") == [7]
+
+
+def test_a_run_that_is_joined_twice_at_the_same_time_is_there_once(output):
+    part, failures = part_of(output, *(make_image(number) for number in range(200))), []
+
+    def join_it():
+        try:
+            join_in_process(part, output, "run")
+        except MrdFileError as error:
+            failures.append(str(error))
+
+    threads = [threading.Thread(target=join_it) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert numbers(output, "run") == list(range(200))
+    assert failures == [f"there is no {part}: it has been put into an output already, or been moved"]
+
+
+def test_a_stream_that_a_killed_process_has_joined_but_not_removed_is_not_joined_again(output):
+    part = part_of(output, make_image(7))
+    copy = shutil.copy2(part, output.with_name("copy"))
+    join(part, output, "run")
+    copy.rename(part)
+    with pytest.raises(MrdFileError, match=r"is in group 'run' of .* already"):
+        join(part, output, "run")
+    assert numbers(output, "run") == [7]
+    assert part.exists()
 
 
 def test_a_message_that_broke_off_is_left_out(output, caplog):
