@@ -249,7 +249,8 @@ def run(options: ClientOptions) -> Result:
     KeyboardInterrupt
         If it is interrupted; a note says where what came in until then is kept.
     """
-    result = Result(_output_path(options), options.out_group or str(datetime.now()))
+    group = options.out_group or str(datetime.now())
+    result = Result(_output_path(options, group), group)
     start = time.monotonic()
     with open_source(options.source, options.in_group, options.send_waveforms) as source:
         part = PartFile(result.output, source.header_xml or "")
@@ -316,13 +317,13 @@ def _hold_session(source: Source, part: PartFile, options: ClientOptions, result
     return receiver.complete
 
 
-def _output_path(options: ClientOptions) -> Path:
+def _output_path(options: ClientOptions, group: str) -> Path:
     output = options.output or options.source.with_name(f"{options.source.stem}_results.h5")
     if output.resolve() == options.source.resolve():
         raise ClientError(f"the output would overwrite the input {options.source}: name another with -o")
     if not output.resolve().parent.is_dir():
         raise ClientError(f"there is no folder {output.resolve().parent} for the output")
-    check_output(output)  # what would keep the images from being written is better known before the scan
+    check_output(output, group)  # what would keep the images from being written is better known before the scan
     return output
 
 

@@ -117,13 +117,14 @@ def _make_part(output: Path) -> tuple[int, str]:
     return tempfile.mkstemp(".mrd", f"{output.stem}.part-{time.strftime('%Y%m%d-%H%M%S')}-", output.parent)
 
 
-def check_output(output: Path) -> None:
-    """Check, before a scan, that a run can join the output file, without touching that.
+def check_output(output: Path, group: str) -> None:
+    """Check, before a scan, that a run can join a group of the output file, without touching that.
 
     Raises
     ------
     MrdFileError
-        If no file can be made beside it, or it is there and is write-protected, no HDF5 file, or open for writing.
+        If no file can be made beside it, or it is there and is write-protected, no HDF5 file, or open for writing, or
+        what the group holds leads to another file.
     """
     try:
         handle, name = _make_part(output)
@@ -132,7 +133,7 @@ def check_output(output: Path) -> None:
         if output.exists():
             if not os.access(output, os.W_OK):
                 raise PermissionError(errno.EACCES, "it is write-protected")
-            open_mrd(output).close()
+            open_mrd(output, group).close()
     except OSError as error:
         raise MrdFileError(f"{output} cannot be written: {error}") from error
 

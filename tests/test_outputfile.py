@@ -240,7 +240,7 @@ def test_a_session_that_cannot_begin_touches_nothing(output, monkeypatch, tmp_pa
 
 def test_an_output_that_no_file_can_be_made_beside_is_refused(tmp_path):
     with pytest.raises(MrdFileError, match=r"cannot be written: .*too long"):
-        check_output(tmp_path / ("x" * 240 + ".h5"))
+        check_output(tmp_path / ("x" * 240 + ".h5"), "run")
 
 
 def test_an_interrupted_run_from_python_says_where_it_is_kept(output, server, monkeypatch, tmp_path):
