@@ -4,6 +4,8 @@ import fcntl
 import logging
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -63,6 +65,16 @@ def test_a_signal_ends_the_client_in_order(signum, number, tmp_path):
     outcome = Outcome()
     Trials(tmp_path, seed=3).interrupt(number, outcome, signum)
     assert outcome.is_good, outcome.problems
+
+
+@pytest.mark.parametrize("signum", client.ENDING_SIGNALS)
+def test_a_signal_while_the_client_is_being_loaded_is_an_error_in_a_line(signum, tmp_path):
+    (tmp_path / "ismrmrd.py").write_text(f"import os\nos.kill(os.getpid(), {int(signum)})\nraise SystemExit(99)")
+    done = subprocess.run(
+        [sys.executable, client.__file__, "raw.h5"], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    why = "interrupted" if signum == signal.SIGINT else f"ended by {signum.name}"
+    assert (done.returncode, done.stderr) == (128 + signum, f"error: {why}\n")
 
 
 def test_a_client_that_spoils_its_output_is_found_out(tmp_path):

@@ -248,7 +248,7 @@ def test_disk_error_when_a_recording_gets_its_name_leaves_no_empty_file(tmp_path
     if links is not None:
         assert convert_stream(stream).name == "20261125_134417_localizer_2.h5"
     assert (tmp_path / "20261125_134417_localizer.h5").read_bytes() == b"another recording"
-    assert {path.name for path in tmp_path.iterdir()} == {"20261125_134417_localizer.h5", "20261125_134417_localizer_2.h5"}
+    assert len(list(tmp_path.iterdir())) == 2
     with MrdReader(tmp_path / "20261125_134417_localizer_2.h5") as reader:
         assert reader.acquisition_count == 1
 
