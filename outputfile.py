@@ -114,7 +114,13 @@ class PartFile:
 def _make_part(output: Path) -> tuple[int, str]:
     """Make a new file beside the output, for its user only; returns its handle and name."""
     output = output.resolve()
-    return tempfile.mkstemp(".mrd", f"{output.stem}.part-{time.strftime('%Y%m%d-%H%M%S')}-", output.parent)
+    ending = f".part-{time.strftime('%Y%m%d-%H%M%S')}-"
+    return tempfile.mkstemp(".mrd", _cut(output.stem, len(ending) + 12) + ending, output.parent)
+
+
+def _cut(name: str, length: int) -> str:
+    """Shorten a name so that so many bytes more still make a file name, of 255 bytes on most systems."""
+    return os.fsencode(name)[: 255 - length].decode(errors="ignore")
 
 
 def check_output(output: Path, group: str) -> None:
@@ -140,7 +146,8 @@ def check_output(output: Path, group: str) -> None:
 
 def join_command(part: Path, output: Path, group: str) -> str:
     """Command line that puts a stream file into a group of an output file."""
-    return shlex.join(["python", str(Path(__file__).resolve()), str(part), "-o", str(output.absolute()), f"-G={group}"])
+    script, target = str(Path(__file__).resolve()), str(output.absolute())
+    return shlex.join([sys.executable, script, str(part), "-o", target, f"-G={group}"])
 
 
 def join_in_process(part: Path, output: Path, group: str) -> None:
@@ -226,7 +233,7 @@ def join(part: Path, output: Path, group: str) -> None:
 
 
 def _unfinished(output: Path) -> Path:
-    return output.with_name(f".{output.name}.unfinished")
+    return output.with_name(f".{_cut(output.name, 12)}.unfinished")
 
 
 @contextlib.contextmanager
@@ -243,6 +250,8 @@ def _new_version(output: Path) -> Iterator[Path]:
                 earlier = until_replaced.enter_context(output.open("rb", buffering=0))
                 _keep_writers_out(output, earlier)  # what they would write into the earlier file would be lost
                 _copy(earlier, file)
+                if os.fstat(earlier.fileno()).st_nlink > 1:
+                    logger.warning("%s has further names (hard links): under these, the earlier file stays", output)
             else:
                 h5py.File(path, "w", locking=False).close()
             yield path
@@ -316,9 +325,12 @@ def _keep_writers_out(output: Path, file: BinaryIO) -> None:
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:
-    """Copy a file and its mode; where the file system can, its blocks are shared and not copied."""
-    if hasattr(os, "fchmod"):
-        os.fchmod(target.fileno(), os.fstat(source.fileno()).st_mode)
+    """Copy a file, its owner and mode; where the file system can, its blocks are shared and not copied."""
+    facts = os.fstat(source.fileno())
+    if hasattr(os, "fchown"):
+        with contextlib.suppress(OSError):  # only root may give a file to others
+            os.fchown(target.fileno(), facts.st_uid, facts.st_gid)
+        os.fchmod(target.fileno(), facts.st_mode)  # behind the owner: a change of that takes off parts of the mode
     with contextlib.suppress(OSError, AttributeError):
         while os.copy_file_range(source.fileno(), target.fileno(), _COPY_STEP):
             pass
