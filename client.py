@@ -7,18 +7,42 @@ it among the whole ones, and the end is not to wait for a large file. The error 
 that puts it into the output.
 """
 
-import argparse
 import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+# Windows has no SIGHUP.
+ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def _handle_signals(handler: Callable[[int, object], None]) -> None:
+    for signum in ENDING_SIGNALS:
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(signum, handler)
+
+
+def _reason(signum: int) -> str:
+    return "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
+
+
+def _end_at_once(signum: int, frame: object) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        os.write(2, f"error: {_reason(signum)}\n".encode())
+    os._exit(128 + signum)
+
+
+if __name__ == "__main__":  # the imports take their time, and there is nothing yet to be brought to an end
+    _handle_signals(_end_at_once)
+
+import argparse
 import json
 import logging
 import math
-import os
-import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -45,9 +69,6 @@ CONNECT_PAUSE = 0.2
 
 # How long an interrupted run may take to end; further signals are let pass meanwhile, and end it at once later [s].
 INTERRUPT_WAIT = 1.0
-
-# Windows has no SIGHUP.
-ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class ClientError(Exception):
@@ -249,7 +270,8 @@ def run(options: ClientOptions) -> Result:
     KeyboardInterrupt
         If it is interrupted; a note says where what came in until then is kept.
     """
-    result = Result(_output_path(options), options.out_group or str(datetime.now()))
+    group = options.out_group or str(datetime.now())
+    result = Result(_output_path(options, group), group)
     start = time.monotonic()
     with open_source(options.source, options.in_group, options.send_waveforms) as source:
         part = PartFile(result.output, source.header_xml or "")
@@ -316,13 +338,13 @@ def _hold_session(source: Source, part: PartFile, options: ClientOptions, result
     return receiver.complete
 
 
-def _output_path(options: ClientOptions) -> Path:
+def _output_path(options: ClientOptions, group: str) -> Path:
     output = options.output or options.source.with_name(f"{options.source.stem}_results.h5")
     if output.resolve() == options.source.resolve():
         raise ClientError(f"the output would overwrite the input {options.source}: name another with -o")
     if not output.resolve().parent.is_dir():
         raise ClientError(f"there is no folder {output.resolve().parent} for the output")
-    check_output(output)  # what would keep the images from being written is better known before the scan
+    check_output(output, group)  # what would keep the images from being written is better known before the scan
     return output
 
 
@@ -430,9 +452,7 @@ def interrupt_on_signals() -> None:
         if time.monotonic() - first > INTERRUPT_WAIT:
             os._exit(128 + signum)
 
-    for signum in ENDING_SIGNALS:
-        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
-            signal.signal(signum, interrupt)
+    _handle_signals(interrupt)
 
 
 def ignore_signals() -> None:
@@ -450,11 +470,10 @@ def main() -> int:
         ignore_signals()
     except KeyboardInterrupt as error:
         signum = error.args[0] if isinstance(error, Interrupted) else signal.SIGINT
-        why = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
         with contextlib.suppress(OSError):  # the terminal may be gone
             if sys.stderr.isatty():
                 print(file=sys.stderr)  # ends the line that shows the progress
-            print("error: " + "; ".join([why, *getattr(error, "__notes__", ())]), file=sys.stderr)
+            print("error: " + "; ".join([_reason(signum), *getattr(error, "__notes__", ())]), file=sys.stderr)
         ignore_signals()
         return 128 + signum
     return status

@@ -11,10 +11,11 @@ each; whole slices are limited by HDF5's variable-length elements alone (``bench
 import errno
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,6 +41,14 @@ ROOM = 4 << 20  # that is to be left on the disk, for what HDF5 writes besides [
 IMAGE_BATCH = 16  # headers in a chunk: each series takes up one whole chunk of them at least
 TEXT = h5py.string_dtype("utf-8")
 
+# What is looked at in a group.
+_MEMBERS = {"xml", "config", "config_file", "configAdditional", "data", "waveforms"}
+_IMAGES = ("image_", "images_")
+_IMAGE_PARTS = ("data", "header", "attributes")
+
+# Groups and links that are gone through in a file: four for each series. A small file may hold very many, in circles.
+_STEPS = 20_000
+
 
 class MrdFileError(OSError):
     """A file cannot be opened or is no MRD file; the message names the file and what is missing."""
@@ -53,70 +62,138 @@ def image_groups(group: h5py.Group) -> list[str]:
 
     names = [
         name
-        for name, item in group.items()
-        if name.startswith(("image_", "images_")) and isinstance(item, h5py.Group) and "data" in item
+        for name in group
+        if name.startswith(_IMAGES) and isinstance(item := group.get(name), h5py.Group) and "data" in item
     ]
     return sorted(names, key=lambda name: (series(name), name))
 
 
-def open_mrd(path: Path | str) -> h5py.File:
+class _LeadsElsewhere(MrdFileError):
+    """Something in a file is, or is kept in, another file."""
+
+
+class _Inside:
+    """Finds what is in a file, and follows no link to another one.
+
+    HDF5 would open that, whatever it is, and its bytes would become data. Nothing is opened before its link is known to
+    stay in the file. What is not asked for is not looked at.
+
+    Parameters
+    ----------
+    file : h5py.File
+        The file.
+    """
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+        self._steps_left = _STEPS
+
+    def find(self, group: h5py.Group, path: str) -> Any:
+        """Open an object by its path from a group; None where there is none.
+
+        Raises
+        ------
+        MrdFileError
+            There is an external link on the way, or it is a virtual data set or one with external storage, or it cannot
+            be read; the text names it.
+        """
+        names = path.split("/")[::-1]
+        item = self._file["/"] if path.startswith("/") else group
+        while names:
+            name = names.pop()
+            if name in ("", "."):
+                continue
+            if not isinstance(item, h5py.Group):
+                return None
+            place = f"{item.name.rstrip('/')}/{name}"
+            self._steps_left -= 1
+            if self._steps_left < 0:  # soft links may lead in circles, and each may be long
+                raise MrdFileError(f"{self._file.filename}: too many groups and links (at {place}): at most {_STEPS}")
+            try:
+                link = item.get(name, getlink=True)
+                if isinstance(link, h5py.ExternalLink):
+                    text = f"{place} is a link to another file, {link.filename}: not followed"
+                    raise _LeadsElsewhere(f"{self._file.filename}: {text}")
+                if isinstance(link, h5py.SoftLink):
+                    names += link.path.split("/")[::-1]
+                    item = self._file["/"] if link.path.startswith("/") else item
+                elif link is None:
+                    return None
+                else:
+                    item = item[name]
+                    self._refuse_other_storage(item, place)
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise MrdFileError(f"{self._file.filename}: {place} cannot be read: {error}") from error
+        return item
+
+    def _refuse_other_storage(self, item: Any, place: str) -> None:
+        if isinstance(item, h5py.Dataset):
+            if item.is_virtual:
+                text = f"{place} is a virtual data set, of other files: not read"
+                raise _LeadsElsewhere(f"{self._file.filename}: {text}")
+            if item.external:
+                text = f"{place} lies in another file, {item.external[0][0]}: not read"
+                raise _LeadsElsewhere(f"{self._file.filename}: {text}")
+
+    def find_mrd(self, name: str) -> Any:
+        """Open a group by its path, after all that it holds of an MRD file has been found in the file.
+
+        Raises
+        ------
+        MrdFileError
+            As `find`.
+        """
+        group = self.find(self._file, name)
+        if isinstance(group, h5py.Group):
+            for member in group:
+                if member in _MEMBERS:
+                    self.find(group, member)
+                elif member.startswith(_IMAGES) and isinstance(images := self.find(group, member), h5py.Group):
+                    for part in _IMAGE_PARTS:
+                        self.find(images, part)
+        return group
+
+    def groups(self) -> list[str]:
+        """Names of the file's groups, without those that lie in other files."""
+        names = []
+        for name in self._file:
+            with suppress(_LeadsElsewhere):
+                if isinstance(self.find(self._file, name), h5py.Group):
+                    names.append(name)
+        return names
+
+
+def open_mrd(path: Path | str, group: str | None = None) -> h5py.File:
     """Open an MRD .h5 file for reading.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    group : str, optional
+        A group that may be there, and is to lead to no other file. All else in the file is not looked at.
 
     Raises
     ------
     MrdFileError
-        If there is no such file, it is no HDF5 file, or something in it leads to another file.
+        If there is no such file, it is no HDF5 file, or something in the group leads to another file.
     """
     path = Path(path)
     if not path.is_file():
-        raise MrdFileError(f"there is no file {path}")
+        raise MrdFileError(f"{path} is no file" if path.exists() else f"there is no file {path}")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise MrdFileError(f"{path} cannot be read as HDF5: {error}") from error
+        reason = "it is no HDF5 file" if "signature not found" in str(error) else error
+        raise MrdFileError(f"{path} cannot be read as HDF5: {reason}") from error
     try:
-        _refuse_other_files(file, path)
-    except (KeyError, RuntimeError) as error:
-        file.close()
-        raise MrdFileError(f"{path} is damaged: {error}") from error
+        if group is not None:
+            with reading(f"{path}: group '{group}'"):
+                _Inside(file).find_mrd(group)
     except BaseException:
         file.close()
         raise
     return file
-
-
-def _refuse_other_files(file: h5py.File, path: Path) -> None:
-    """Refuse a file that leads to others: HDF5 would open them, whatever they are, and their bytes would become data.
-
-    Nothing is opened before its link is known to stay in the file. No recursion: the depth is the file's choice.
-
-    Raises
-    ------
-    MrdFileError
-        There is an external link, a virtual data set, or one with external storage; the text names it.
-    """
-    groups, seen = [file["/"]], set()  # groups may hold each other
-    while groups:
-        group = groups.pop()
-        for name in group:
-            place = f"{group.name.rstrip('/')}/{name}"
-            try:
-                link = group.get(name, getlink=True)
-                if isinstance(link, h5py.ExternalLink):
-                    raise MrdFileError(f"{path}: {place} is a link to another file, {link.filename}: not followed")
-                if isinstance(link, h5py.SoftLink):
-                    continue  # leads to what is looked at by itself, or nowhere
-                item = group[name]
-                if isinstance(item, h5py.Dataset):
-                    if item.is_virtual:
-                        raise MrdFileError(f"{path}: {place} is a virtual data set, of other files: not read")
-                    if item.external:
-                        raise MrdFileError(f"{path}: {place} lies in another file, {item.external[0][0]}: not read")
-                elif isinstance(item, h5py.Group) and (address := h5py.h5o.get_info(item.id).addr) not in seen:
-                    seen.add(address)
-                    groups.append(item)
-            except (KeyError, RuntimeError, TypeError, ValueError) as error:
-                raise MrdFileError(f"{path}: {place} cannot be read: {error}") from error
 
 
 @contextmanager
@@ -149,12 +226,16 @@ def image_holders(path: Path | str) -> list[str]:
     """
     names: list[str] = []
 
-    def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Group) and image_groups(item):
-            names.append(name)
-
     with open_mrd(path) as file, reading(f"{path}: its list of groups"):
-        file.visititems(add)
+        inside = _Inside(file)
+
+        def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Group) and any(member.startswith(_IMAGES) for member in item):
+                inside.find_mrd(name)
+                if image_groups(item):
+                    names.append(name)
+
+        file.visititems(add)  # which follows neither soft nor external links
     return names
 
 
@@ -187,9 +268,13 @@ class MrdReader:
         self.path = Path(path)
         self._file = open_mrd(self.path)
         try:
+            inside = _Inside(self._file)
             with reading(f"{self.path}: its list of groups"):
-                self.group = self._choose(group)
-                self._group = self._file[self.group]
+                self.group = self._only_group(inside) if group is None else group
+                self._group = inside.find_mrd(self.group)
+                if not isinstance(self._group, h5py.Group):
+                    there = ", ".join(inside.groups()) or "none"
+                    raise MrdFileError(f"{self.path} has no group '{group}', it has: {there}")
             with self._reading("something"):
                 self.image_groups = image_groups(self._group)
                 self.header_xml = self._text("xml")
@@ -206,17 +291,13 @@ class MrdReader:
     def _reading(self, what: str) -> AbstractContextManager[None]:
         return reading(f"{self.path}: {what} of group '{self.group}'")
 
-    def _choose(self, group: str | None) -> str:
-        groups = [name for name, item in self._file.items() if isinstance(item, h5py.Group)]
-        if group is None:
-            if not groups:
-                raise MrdFileError(f"{self.path} has no group, so it is no MRD file")
-            if len(groups) > 1:
-                raise MrdFileError(f"{self.path} has {len(groups)} groups, name one of them: {', '.join(groups)}")
-            return groups[0]
-        if not isinstance(self._file.get(group), h5py.Group):
-            raise MrdFileError(f"{self.path} has no group '{group}', it has: {', '.join(groups) or 'none'}")
-        return group
+    def _only_group(self, inside: _Inside) -> str:
+        groups = inside.groups()
+        if not groups:
+            raise MrdFileError(f"{self.path} has no group, so it is no MRD file")
+        if len(groups) > 1:
+            raise MrdFileError(f"{self.path} has {len(groups)} groups, name one of them: {', '.join(groups)}")
+        return groups[0]
 
     def _text(self, name: str) -> str | None:
         if name not in self._group:
@@ -370,7 +451,7 @@ class MrdWriter:
             raise MrdFileError(f"{self.path} cannot be written: {error}") from error
         self.group = group
         try:
-            _refuse_other_files(self._file, self.path)
+            _Inside(self._file).find_mrd(group)
             self._group = self._file.require_group(group)
         except MrdFileError:
             self._file.close()
@@ -399,6 +480,14 @@ class MrdWriter:
         if name in self._group:
             del self._group[name]
         self._group.create_dataset(name, data=[text.replace("\0", "")], dtype=TEXT)
+
+    def note(self, name: str, value: str) -> bool:
+        """Keep a text under a name among the group's HDF5 attributes; returns False if just that is there already."""
+        name = os.fsencode(name).decode("utf-8", "replace")  # file names may be no UTF-8
+        if self._group.attrs.get(name) == value:
+            return False
+        self._group.attrs[name] = value
+        return True
 
     def write_header(self, header: Any) -> None:
         """Write the MRD header, given as XML text or as `ismrmrd.xsd.ismrmrdHeader`."""

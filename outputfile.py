@@ -15,6 +15,7 @@ limit, a quota), and would take the client with it.
 import argparse
 import contextlib
 import errno
+import io
 import logging
 import os
 import shlex
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 _UNLIMITED = Limits(data=sys.maxsize, text=sys.maxsize, header=sys.maxsize, attributes=sys.maxsize)
 
 _COPY_STEP = 1 << 30  # [bytes]
+WRITER_PATIENCE = 1.0  # [s]
 _ERROR = "error: "  # begins the line that says why the command failed
 
 
@@ -113,16 +115,23 @@ class PartFile:
 def _make_part(output: Path) -> tuple[int, str]:
     """Make a new file beside the output, for its user only; returns its handle and name."""
     output = output.resolve()
-    return tempfile.mkstemp(".mrd", f"{output.stem}.part-{time.strftime('%Y%m%d-%H%M%S')}-", output.parent)
+    ending = f".part-{time.strftime('%Y%m%d-%H%M%S')}-"
+    return tempfile.mkstemp(".mrd", _cut(output.stem, len(ending) + 12) + ending, output.parent)
 
 
-def check_output(output: Path) -> None:
-    """Check, before a scan, that a run can join the output file, without touching that.
+def _cut(name: str, length: int) -> str:
+    """Shorten a name so that so many bytes more still make a file name, of 255 bytes on most systems."""
+    return os.fsencode(name)[: 255 - length].decode(errors="ignore")
+
+
+def check_output(output: Path, group: str) -> None:
+    """Check, before a scan, that a run can join a group of the output file, without touching that.
 
     Raises
     ------
     MrdFileError
-        If no file can be made beside it, or it is there and is write-protected, no HDF5 file, or open for writing.
+        If no file can be made beside it, or it is there and is write-protected, no HDF5 file, or open for writing, or
+        what the group holds leads to another file.
     """
     try:
         handle, name = _make_part(output)
@@ -131,14 +140,15 @@ def check_output(output: Path) -> None:
         if output.exists():
             if not os.access(output, os.W_OK):
                 raise PermissionError(errno.EACCES, "it is write-protected")
-            open_mrd(output).close()
+            open_mrd(output, group).close()
     except OSError as error:
         raise MrdFileError(f"{output} cannot be written: {error}") from error
 
 
 def join_command(part: Path, output: Path, group: str) -> str:
     """Command line that puts a stream file into a group of an output file."""
-    return shlex.join(["python", str(Path(__file__).resolve()), str(part), "-o", str(output.absolute()), f"-G={group}"])
+    script, target = str(Path(__file__).resolve()), str(output.absolute())
+    return shlex.join([sys.executable, script, str(part), "-o", target, f"-G={group}"])
 
 
 def join_in_process(part: Path, output: Path, group: str) -> None:
@@ -182,6 +192,8 @@ def join(part: Path, output: Path, group: str) -> None:
     """Put the messages of a stream file into a group of an output file, and remove the stream file.
 
     A message that broke off at the end of the stream is left out, and logged. What the group holds already is kept.
+    The group notes the stream's name, size and time, so that a process that is killed before it has removed the stream
+    does not lead to the same images twice.
 
     Parameters
     ----------
@@ -196,23 +208,33 @@ def join(part: Path, output: Path, group: str) -> None:
     Raises
     ------
     OSError, MrdError
-        If the stream cannot be read, or the output cannot be written. The output is as it was.
+        If the stream cannot be read or is in the group already, or the output cannot be written. The output is as it
+        was.
     """
-    with part.open("rb") as stream, _new_version(output.resolve()) as new, \
-            MrdWriter(new, group, locking=False) as writer:  # fmt: skip
-        try:
-            for message in read_messages(stream, _UNLIMITED):
-                if message.identifier == MessageId.METADATA_XML_TEXT:
-                    writer.write_header(message.content)
-                else:
-                    writer.write(message.content)
-        except StreamBroken as error:
-            logger.warning("%s breaks off in its last message, which is left out: %s", part, error)
-    part.unlink()
+    try:
+        stream = io.BufferedReader(_locked(part.resolve(), flags=0))  # one process at a time: nothing is put in twice
+    except FileNotFoundError as error:
+        raise MrdFileError(f"there is no {part}: it has been put into an output already, or been moved") from error
+    with stream:
+        facts = os.fstat(stream.fileno())
+        with _new_version(output.resolve()) as new, MrdWriter(new, group, locking=False) as writer:
+            if not writer.note(part.name, f"{facts.st_size} bytes of {facts.st_mtime_ns} ns"):
+                raise MrdFileError(f"{part} is in group '{group}' of {output} already, all of it: remove it")
+            try:
+                for message in read_messages(stream, _UNLIMITED):
+                    if message.identifier == MessageId.METADATA_XML_TEXT:
+                        writer.write_header(message.content)
+                    else:
+                        writer.write(message.content)
+            except StreamBroken as error:
+                logger.warning("%s breaks off in its last message, which is left out: %s", part, error)
+        if fcntl is None:
+            stream.close()  # Windows removes no file that is open
+        part.unlink()
 
 
 def _unfinished(output: Path) -> Path:
-    return output.with_name(f".{output.name}.unfinished")
+    return output.with_name(f".{_cut(output.name, 12)}.unfinished")
 
 
 @contextlib.contextmanager
@@ -222,17 +244,22 @@ def _new_version(output: Path) -> Iterator[Path]:
     Only one process at a time has it, so that no run gets lost when several join one output.
     """
     path = _unfinished(output)
-    with _locked(path) as file:
+    with _locked(path) as file, contextlib.ExitStack() as until_replaced:
         try:
             file.truncate(0)  # a process that was killed may have left something
             if output.exists():
-                _copy(output, file)
+                earlier = until_replaced.enter_context(output.open("rb", buffering=0))
+                _keep_writers_out(output, earlier)  # what they would write into the earlier file would be lost
+                _copy(earlier, file)
+                if os.fstat(earlier.fileno()).st_nlink > 1:
+                    logger.warning("%s has further names (hard links): under these, the earlier file stays", output)
             else:
                 h5py.File(path, "w", locking=False).close()
             yield path
             os.fsync(file.fileno())
             if fcntl is None:
                 file.close()  # Windows moves no file that is open
+                until_replaced.close()  # and replaces none
             path.replace(output)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -281,22 +308,40 @@ def _remove_unfinished(output: Path) -> None:
         path.unlink()
 
 
-def _copy(output: Path, target: BinaryIO) -> None:
-    """Copy a file and its mode; where the file system can, its blocks are shared and not copied."""
-    with output.open("rb", buffering=0) as source:
+def _keep_writers_out(output: Path, file: BinaryIO) -> None:
+    """Lock the open output as its readers do, until it is closed: HDF5 then refuses to open it for writing.
+
+    Raises
+    ------
+    MrdFileError
+        If another program has it open for writing for longer than `WRITER_PATIENCE`.
+    """
+    deadline = time.monotonic() + WRITER_PATIENCE
+    while fcntl is not None:
         try:
-            if fcntl is not None:
-                fcntl.flock(source, fcntl.LOCK_SH | fcntl.LOCK_NB)  # HDF5 locks what it writes in the same way
-        except BlockingIOError as error:
-            raise MrdFileError(f"{output} is open for writing in another program") from error
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:  # the run before this one gives its lock back just after its last step
+            if time.monotonic() > deadline:
+                raise MrdFileError(f"{output} is open for writing in another program") from error
+            time.sleep(0.02)
         except OSError as error:
             logger.debug("%s cannot be locked: %s", output, error)
-        if hasattr(os, "fchmod"):
-            os.fchmod(target.fileno(), os.fstat(source.fileno()).st_mode)
-        with contextlib.suppress(OSError, AttributeError):
-            while os.copy_file_range(source.fileno(), target.fileno(), _COPY_STEP):
-                pass
-        shutil.copyfileobj(source, target, 1 << 20)  # the rest: everything, where the system has no such call
+            return
+        else:
+            return
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
+    """Copy a file, its owner and mode; where the file system can, its blocks are shared and not copied."""
+    facts = os.fstat(source.fileno())
+    if hasattr(os, "fchown"):
+        with contextlib.suppress(OSError):  # only root may give a file to others
+            os.fchown(target.fileno(), facts.st_uid, facts.st_gid)
+        os.fchmod(target.fileno(), facts.st_mode)  # behind the owner: a change of that takes off parts of the mode
+    with contextlib.suppress(OSError, AttributeError):
+        while os.copy_file_range(source.fileno(), target.fileno(), _COPY_STEP):
+            pass
+    shutil.copyfileobj(source, target, 1 << 20)  # the rest: everything, where the system has no such call
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import errno
 import io
+import itertools
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -183,15 +184,39 @@ class Recorder:
         self._converted.set()
 
 
+def _names(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
+    yield folder / f"{stem}{suffix}"
+    for number in itertools.count(2):
+        yield folder / f"{stem}_{number}{suffix}"
+
+
 def _create_new(folder: Path, stem: str, suffix: str) -> BinaryIO:
     """Open a new file for unbuffered writing under a name that no file has."""
-    number = 1
+    names = _names(folder, stem, suffix)
     while True:
-        path = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}_{number}{suffix}")
+        with contextlib.suppress(FileExistsError):
+            return open(next(names), "xb", buffering=0, opener=_open_private)
+
+
+def _name_new(unfinished: Path, stem: str) -> Path:
+    """Give a file a name that no file has, in its folder; no other recording is ever overwritten."""
+    for target in _names(unfinished.parent, stem, ".h5"):
         try:
-            return open(path, "xb", buffering=0, opener=_open_private)
+            os.link(unfinished, target)  # the caller removes the former name
         except FileExistsError:
-            number += 1
+            continue
+        except (OSError, AttributeError) as error:
+            logger.debug("%s cannot have a further name: %s", unfinished, error)
+            break  # some file systems have no hard links
+        return target
+    with _create_new(unfinished.parent, stem, ".h5") as reserved:  # an empty file takes the name
+        target = Path(reserved.name)
+    try:
+        unfinished.replace(target)
+    except OSError:
+        target.unlink()
+        raise
+    return target
 
 
 def _open_private(path: str, flags: int) -> int:
@@ -365,10 +390,7 @@ def _convert_claimed(path: Path, stream: BinaryIO, limits: Limits) -> Path | Non
         target = None
         if data:
             stem = "_".join(part for part in (*path.stem.split("_")[:2], protocol) if part)
-            # The name is taken by making an empty file, so that no other recording is ever overwritten.
-            with _create_new(path.parent, stem, ".h5") as reserved:
-                target = Path(reserved.name)
-            unfinished.replace(target)
+            target = _name_new(unfinished, stem)
     finally:
         unfinished.unlink(missing_ok=True)  # where the disk is full, its room is needed
     if not _is_named(path, stream):

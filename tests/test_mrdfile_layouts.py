@@ -129,7 +129,7 @@ def test_no_such_file(tmp_path):
 
 
 def test_a_folder(tmp_path):
-    refuse(tmp_path, "there is no file")
+    refuse(tmp_path, "is no file")
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5 at all" * 100, b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" * 99])

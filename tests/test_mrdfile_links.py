@@ -1,4 +1,4 @@
-"""MRD files that lead to other files are refused by name, before anything is opened."""
+"""MRD files that lead to other files are refused by name, before these are opened."""
 
 import os
 import subprocess
@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import client
+import mrdfile
 from conftest import header_xml, make_acquisition, make_image, write_mrd_file
 from mrdfile import MrdFileError, MrdReader, MrdWriter, open_mrd
 from mrdsource import open_source
+from outputfile import check_output
 
 SECRET = b"root:secret:0:0\n" * 64
 
@@ -27,19 +29,16 @@ def pipe_behind_a_link(file, folder):
     file["dataset/data"] = h5py.ExternalLink(folder / "pipe", "/data")
 
 
-def other_group(file, folder):
-    file["other"] = h5py.ExternalLink("elsewhere.h5", "/")
-
-
 def soft_link_to_an_external_one(file, folder):
     file["far/away"] = h5py.ExternalLink("elsewhere.h5", "/")
     file["dataset/waveforms"] = h5py.SoftLink("/far/away/waveforms")
 
 
 def virtual(file, folder):
+    file["dataset"].create_group("image_0")
     layout = h5py.VirtualLayout((4,), np.uint8)
     layout[:] = h5py.VirtualSource("elsewhere.h5", "x", (4,))
-    file["dataset"].create_virtual_dataset("virtual", layout)
+    file["dataset/image_0"].create_virtual_dataset("data", layout)
 
 
 def external_storage(file, folder):
@@ -50,21 +49,17 @@ def external_storage(file, folder):
     group.create_dataset("data", shape, np.uint16, external=[(str(folder / "secret"), 0, 256)])
 
 
-def deep(file, folder):
-    """As deep as recursion would not survive."""
-    group = file
-    for _ in range(2000):
-        group = group.create_group("g")
-    group["x"] = h5py.ExternalLink("elsewhere.h5", "/")
+def a_group_elsewhere(file, folder):
+    file.move("dataset", "first")
+    file["dataset"] = h5py.ExternalLink("elsewhere.h5", "/")
 
 
 CASES = {
     pipe_behind_a_link: "/dataset/data is a link to another file, .*pipe",
-    other_group: "/other is a link to another file, elsewhere.h5",
     soft_link_to_an_external_one: "/far/away is a link to another file, elsewhere.h5",
-    virtual: "/dataset/virtual is a virtual data set",
+    virtual: "/dataset/image_0/data is a virtual data set",
     external_storage: "/dataset/image_0/data lies in another file, .*secret",
-    deep: "/g/x is a link to another file",
+    a_group_elsewhere: "/dataset is a link to another file, elsewhere.h5",
 }
 
 
@@ -74,7 +69,50 @@ def test_a_file_that_leads_to_others_is_refused(raw, tmp_path, craft):
         craft(file, tmp_path)
     for open_it in (open_mrd, MrdReader, MrdWriter, open_source):
         with pytest.raises(MrdFileError, match=CASES[craft]):
-            open_it(raw)
+            open_it(raw, "dataset")
+
+
+def test_links_to_other_files_that_nobody_reads_are_in_nobodys_way(raw, tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # whoever opens it waits without an end
+    with h5py.File(raw, "a") as file:
+        for place in ("mine", "dataset/mine"):
+            file[place] = h5py.ExternalLink(tmp_path / "pipe", "/")
+    check_output(raw, "dataset")
+    with MrdWriter(raw) as writer:
+        writer.write(make_image())
+    with MrdReader(raw) as reader:  # the only group that lies in this file
+        assert reader.group == "dataset"
+        assert (len(list(reader.acquisitions())), len(list(reader.images()))) == (3, 1)
+    with h5py.File(raw) as file:
+        assert isinstance(file.get("dataset/mine", getlink=True), h5py.ExternalLink)
+    with pytest.raises(MrdFileError, match=r"no group 'else', it has: dataset$"):
+        MrdReader(raw, "else")
+
+
+@pytest.mark.parametrize("place", ["/", "/dataset", "/dataset/image_0"])
+def test_many_links_are_not_all_gone_through(raw, monkeypatch, place):
+    """A small file can hold very many links to one object; each costs time."""
+    monkeypatch.setattr(mrdfile, "_STEPS", 20)
+    with h5py.File(raw, "a") as file:
+        for number in range(30):
+            file.require_group(place)[f"x{number}"] = file["dataset/data"]
+    with MrdReader(raw, "dataset") as reader:
+        assert len(list(reader.acquisitions())) == 3
+    with h5py.File(raw, "a") as file:
+        for number in range(1, 30):
+            file["dataset"][f"image_{number}"] = h5py.SoftLink(f"/dataset/image_{number}")  # in a circle
+    with pytest.raises(MrdFileError, match=r"too many groups and links .*: at most 20"):
+        MrdReader(raw, "dataset")
+
+
+@pytest.mark.parametrize("path", ["/dataset/round", "round", "/dataset/itself/dataset/round"])
+def test_a_link_in_a_circle_is_an_error(raw, monkeypatch, path):
+    monkeypatch.setattr(mrdfile, "_STEPS", 100)
+    with h5py.File(raw, "a") as file:
+        file["dataset/itself"] = file["/"]
+        file["dataset/round"] = h5py.SoftLink(path)
+    with pytest.raises(MrdFileError, match="too many groups and links"):
+        MrdReader(raw, "dataset/round")
 
 
 def test_links_within_the_file_are_followed(raw):
@@ -115,6 +153,15 @@ def test_an_output_that_leads_to_others_is_left_alone(raw, tmp_path):
         file["second"] = h5py.ExternalLink("raw.h5", "/dataset")
     with pytest.raises(MrdFileError, match="/second is a link to another file"):
         client.run(client.ClientOptions(raw, output=output, out_group="second", port=1))
+
+
+def test_an_output_that_is_no_hdf5_file_is_named_so(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MrdFileError, match="pipe is no file"):
+        check_output(tmp_path / "pipe", "run")
+    (tmp_path / "empty.h5").touch()
+    with pytest.raises(MrdFileError, match="it is no HDF5 file"):
+        check_output(tmp_path / "empty.h5", "run")
 
 
 def test_a_pipe_is_no_input(tmp_path):

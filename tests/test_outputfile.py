@@ -2,8 +2,13 @@
 
 import fcntl
 import logging
+import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import h5py
 import ismrmrd
@@ -14,7 +19,7 @@ import client
 from conftest import bytes_of, header_xml, make_acquisition, make_header, make_image, write_mrd_file
 from constants import MessageId
 from mrdfile import MrdFileError, MrdReader
-from outputfile import PartFile, check_output, join, join_in_process
+from outputfile import PartFile, check_output, join, join_command, join_in_process
 from reliability.clientoutput import Outcome, Trials
 from reliability.serverprocess import PROJECT
 
@@ -61,6 +66,16 @@ def test_a_signal_ends_the_client_in_order(signum, number, tmp_path):
     outcome = Outcome()
     Trials(tmp_path, seed=3).interrupt(number, outcome, signum)
     assert outcome.is_good, outcome.problems
+
+
+@pytest.mark.parametrize("signum", client.ENDING_SIGNALS)
+def test_a_signal_while_the_client_is_being_loaded_is_an_error_in_a_line(signum, tmp_path):
+    (tmp_path / "ismrmrd.py").write_text(f"import os\nos.kill(os.getpid(), {int(signum)})\nraise SystemExit(99)")
+    done = subprocess.run(
+        [sys.executable, client.__file__, "raw.h5"], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    why = "interrupted" if signum == signal.SIGINT else f"ended by {signum.name}"
+    assert (done.returncode, done.stderr) == (128 + signum, f"error: {why}\n")
 
 
 def test_a_client_that_spoils_its_output_is_found_out(tmp_path):
@@ -135,6 +150,36 @@ def test_a_link_stays_a_link_and_the_mode_is_kept(output, tmp_path):
     assert numbers(output, "earlier") == [0, 1, 2]
 
 
+def test_further_names_and_the_owner_of_the_output(output, caplog):
+    if os.getuid() == 0:
+        os.chown(output, 1234, 4321)
+    output.chmod(0o664)
+    before, further = output.stat(), output.with_name("further.h5")
+    further.hardlink_to(output)
+    join(part_of(output, make_image(7)), output, "run")
+    after = output.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    assert f"{output} has further names (hard links)" in caplog.text
+    with h5py.File(further) as file:
+        assert list(file) == ["earlier"]
+
+
+@pytest.mark.parametrize("stem", ["x" * 252, "ä" * 126])
+def test_an_output_with_the_longest_name_gets_its_run(tmp_path, stem):
+    output = tmp_path / f"{stem}.h5"
+    check_output(output, "run")
+    for group in ("run", "next"):
+        join(part_of(output, make_image(7)), output, group)
+    assert numbers(output, "next") == [7]
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_the_command_that_joins_works_from_everywhere(output, tmp_path):
+    part = part_of(output, make_image(7))
+    subprocess.run(join_command(part, output, "-run"), shell=True, cwd=tmp_path, env={"PATH": ""}, check=True)
+    assert numbers(output, "-run") == [7]
+
+
 def test_a_file_that_another_program_writes_is_left_alone(output):
     before, part = output.read_bytes(), part_of(output, make_image(7))
     with output.open("rb") as writer:
@@ -145,6 +190,48 @@ def test_a_file_that_another_program_writes_is_left_alone(output):
     with h5py.File(output):  # readers are in nobody's way
         join_in_process(part, output, "run")
     assert numbers(output, "run") == [7]
+
+
+def test_no_other_program_can_write_into_the_output_that_is_being_replaced(output, monkeypatch):
+    replace = Path.replace
+
+    def write_first(path, target):
+        with pytest.raises(OSError, match="lock"), h5py.File(output, "r+") as file:
+            file["analysis"] = [1, 2, 3]  # would be gone with the earlier file
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", write_first)
+    join(part_of(output, make_image(7)), output, "run")
+    assert numbers(output, "run") == [7]
+
+
+def test_a_run_that_is_joined_twice_at_the_same_time_is_there_once(output):
+    part, failures = part_of(output, *(make_image(number) for number in range(200))), []
+
+    def join_it():
+        try:
+            join_in_process(part, output, "run")
+        except MrdFileError as error:
+            failures.append(str(error))
+
+    threads = [threading.Thread(target=join_it) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert numbers(output, "run") == list(range(200))
+    assert failures == [f"there is no {part}: it has been put into an output already, or been moved"]
+
+
+def test_a_stream_that_a_killed_process_has_joined_but_not_removed_is_not_joined_again(output):
+    part = part_of(output, make_image(7))
+    copy = shutil.copy2(part, output.with_name("copy"))
+    join(part, output, "run")
+    copy.rename(part)
+    with pytest.raises(MrdFileError, match=r"is in group 'run' of .* already"):
+        join(part, output, "run")
+    assert numbers(output, "run") == [7]
+    assert part.exists()
 
 
 def test_a_message_that_broke_off_is_left_out(output, caplog):
@@ -195,8 +282,8 @@ def test_a_session_that_cannot_begin_touches_nothing(output, monkeypatch, tmp_pa
 
 
 def test_an_output_that_no_file_can_be_made_beside_is_refused(tmp_path):
-    with pytest.raises(MrdFileError, match=r"cannot be written: .*too long"):
-        check_output(tmp_path / ("x" * 240 + ".h5"))
+    with pytest.raises(MrdFileError, match=r"cannot be written: .*Not a directory"):
+        check_output(write_mrd_file(tmp_path / "file", [], xml=header_xml()) / "out.h5", "run")
 
 
 def test_an_interrupted_run_from_python_says_where_it_is_kept(output, server, monkeypatch, tmp_path):

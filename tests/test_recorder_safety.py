@@ -226,6 +226,33 @@ def test_folder_that_cannot_be_written_is_told_and_the_session_goes_on(counting,
 # ---- who may read --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("links", [errno.EIO, errno.EPERM, None])
+def test_disk_error_when_a_recording_gets_its_name_leaves_no_empty_file(tmp_path, monkeypatch, links):
+    def fail(code):
+        def call(*_):
+            raise OSError(code, os.strerror(code))
+
+        return call
+
+    (tmp_path / "20261125_134417_localizer.h5").write_bytes(b"another recording")
+    stream = tmp_path / "20261125_134417_session.mrdpart"
+    stream.write_bytes(bytes_of(make_header(), make_acquisition()))
+    with monkeypatch.context() as patches:
+        patches.setattr(Path, "replace", fail(errno.EIO))
+        if links is not None:
+            patches.setattr(os, "link", fail(links))
+            assert convert_stream(stream) is None
+            assert {path.name for path in tmp_path.iterdir()} == {"20261125_134417_localizer.h5", stream.name}
+        else:
+            assert convert_stream(stream) is not None  # no step makes an empty file
+    if links is not None:
+        assert convert_stream(stream).name == "20261125_134417_localizer_2.h5"
+    assert (tmp_path / "20261125_134417_localizer.h5").read_bytes() == b"another recording"
+    assert len(list(tmp_path.iterdir())) == 2
+    with MrdReader(tmp_path / "20261125_134417_localizer_2.h5") as reader:
+        assert reader.acquisition_count == 1
+
+
 @pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o000, 0o640, 0o750), (0o077, 0o600, 0o700)])
 def test_recordings_are_not_for_everybody(counting, tmp_path, umask, file_mode, folder_mode):
     folder, modes = tmp_path / "new" / "saved", []
