@@ -127,7 +127,7 @@ class Converter:
         while (job := self._next()) is not None:
             try:
                 self._hand_over(job)
-            except OSError as error:  # no memory or no file handles left
+            except Exception as error:  # noqa: BLE001 -- the thread has to live on for the recordings to come
                 logger.error("%s is not converted now, it is kept as it is: %s", job.path, error, extra=_line(job))
             finally:
                 job.done.set()
@@ -194,7 +194,7 @@ def _parse(line: str) -> dict:
     """Content of a line of JSON; empty when it is none."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # a library has printed it
         return {}
     return entry if isinstance(entry, dict) else {}
 

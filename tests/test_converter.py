@@ -79,6 +79,34 @@ def test_what_a_library_prints_in_a_conversion_is_a_warning_and_no_answer(conver
     ]
 
 
+def test_what_cannot_be_read_of_a_conversion_is_a_warning_and_ends_nothing(converter, tmp_path, caplog, monkeypatch):
+    deep = """
+        import json, sys
+        for line in sys.stdin:
+            path, token = json.loads(line)
+            print("[" * 200000)
+            print(json.dumps({"done": token}), flush=True)
+        """
+    replace_recorder(monkeypatch, tmp_path, deep)
+    assert converter.convert(tmp_path / "any.mrdpart").wait(PATIENCE)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("WARNING", "[" * 200000)]
+
+
+def test_fault_in_one_conversion_does_not_end_those_to_come(converter, tmp_path, caplog, monkeypatch):
+    def fail(line):
+        raise MemoryError("none left")
+
+    stream = write_stream(tmp_path, "session-1")
+    with monkeypatch.context() as patch:
+        patch.setattr("converter._parse", fail)
+        assert converter.convert(stream).wait(PATIENCE)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"{stream} is not converted now, it is kept as it is: none left"
+    stream = write_stream(tmp_path, "session-2")
+    assert converter.convert(stream).wait(PATIENCE)
+    assert not stream.exists()
+
+
 def test_stream_that_crashes_the_process_is_kept_and_the_next_is_converted(converter, tmp_path, monkeypatch, caplog):
     """HDF5 may crash on a full disk; the server must not."""
     crashing = f"""
