@@ -18,8 +18,8 @@ from limits import flag_of
 from memoryguard import MemoryGuard
 from module_loader import ModuleLoader
 from processes import group_lives, kill_group
-from recorder import make_folder, streams_of
-from session import BUILT_IN, Session, SessionOptions
+from recorder import make_folder
+from session import BUILT_IN, SAVE_ONLY, Session, SessionOptions
 from summary import Outcome, SessionSummary
 from workers import BREAK_OFF_WAIT, ProcessWorker, ThreadWorker, Worker, warm_up_processes
 
@@ -102,7 +102,11 @@ class Server:
             make_folder(options.session.save_folder)
         self._stopped = threading.Event()
         self._workers: list[Worker] = []
-        self._converter = Converter(options.session.limits) if options.session.convert else None
+        self._converter: Converter | None = None
+        # Leftovers have a process of their own: the recording of a session does not wait for theirs.
+        self._leftovers: Converter | None = None
+        if options.session.convert:
+            self._converter, self._leftovers = Converter(options.session.limits), Converter(options.session.limits)
         self._session_count = 0
         self._accepting = True
         self._groups: set[int] = set()  # of processes that ended sessions have left
@@ -120,7 +124,9 @@ class Server:
         logger.info("Listening on %s:%d", *self.address)
         if self._converter is not None:
             self._converter.start()
-            self._converter.convert_leftovers(self._options.session.save_folder)
+            self._leftovers.convert_leftovers(self._options.session.save_folder)
+            self._leftovers.close()
+            self._leftovers.start()
         guard = MemoryGuard(self._options.session.limits, lambda: self._workers)
         guard.start()
         try:
@@ -140,7 +146,7 @@ class Server:
             self._door.close()
             self._end_sessions()
             if self._converter is not None:
-                self._converter.stop()
+                self._stop_converting()
             guard.stop()
             self._selector.close()
             self._wake_receiver.close()
@@ -232,12 +238,15 @@ class Server:
                 self._selector.unregister(worker.sentinel)
             if (summary := worker.report()) is not None:
                 self._ended(summary)
-            if worker.pid is not None and self._converter is not None:
                 # However the process has ended, its recording is a stream that nobody writes any more.
-                for path in streams_of(self._options.session.save_folder, worker.name):
-                    self._converter.convert(path, worker.name)
+                if self._converter is not None and self._may_have_saved(summary):
+                    self._converter.convert_session(self._options.session.save_folder, worker.name)
         self._groups.update(worker.pid for worker in ended if worker.pid)
         self._groups = {group for group in self._groups if group_lives(group)}
+
+    def _may_have_saved(self, summary: SessionSummary) -> bool:
+        """Tell whether a session in a process may have left a recording; one that died early has told no module."""
+        return self._options.session.save_data or summary.module in ("", SAVE_ONLY)
 
     def _end_sessions(self) -> None:
         grace = self._options.grace
@@ -267,6 +276,11 @@ class Server:
         self._forget_ended()
         if self._converter is not None:
             self._converter.finish(max(0.0, patience))
+
+    def _stop_converting(self) -> None:
+        if left := self._leftovers.stop() | self._converter.stop():
+            folder = self._options.session.save_folder
+            logger.warning("%d recordings stay streams in %s: they are converted at the next start", len(left), folder)
 
 
 def _has_handles() -> bool:
