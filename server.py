@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 # sessions beside it are just about to open.
 HANDLES = 16
 
-# How often ended sessions are looked after while no connection comes [s].
-HOUSEKEEPING = 5.0
+# How often ended sessions are looked after while no connection comes, and no process ends [s].
+HOUSEKEEPING = 1.0
 
 # The same while somebody waits for a place, or has been told to leave [s].
 DOORKEEPING = 0.1
@@ -101,7 +101,8 @@ class Server:
         if options.session.save_data:
             make_folder(options.session.save_folder)
         self._stopped = threading.Event()
-        self._workers: list[Worker] = []
+        self._workers: list[Worker] = []  # whose sessions run
+        self._lingering: list[Worker] = []  # whose sessions have ended: a process may go on, for what its module left
         self._converter: Converter | None = None
         # Leftovers have a process of their own: the recording of a session does not wait for theirs.
         self._leftovers: Converter | None = None
@@ -127,7 +128,7 @@ class Server:
             self._leftovers.convert_leftovers(self._options.session.save_folder)
             self._leftovers.close()
             self._leftovers.start()
-        guard = MemoryGuard(self._options.session.limits, lambda: self._workers)
+        guard = MemoryGuard(self._options.session.limits, self._all_workers)
         guard.start()
         try:
             self._selector.register(self._listener, selectors.EVENT_READ)
@@ -172,7 +173,7 @@ class Server:
 
     def kill_sessions(self) -> None:
         """End the processes of sessions at once; threads end with the server's own process."""
-        for worker in self._workers:
+        for worker in self._all_workers():
             if worker.is_alive():
                 worker.kill()
         for group in self._groups:
@@ -230,17 +231,25 @@ class Server:
         if summary.outcome is not Outcome.RUNNING:
             self._ended(summary)
 
+    def _all_workers(self) -> list[Worker]:
+        return [*self._workers, *self._lingering]
+
     def _forget_ended(self) -> None:
-        ended = [worker for worker in self._workers if not worker.is_alive()]
-        self._workers = [worker for worker in self._workers if worker not in ended]  # first: other threads look at them
+        over = [worker for worker in self._workers if worker.is_over()]
+        self._lingering = [*self._lingering, *over]  # first: other threads, and signal handlers, look at them
+        self._workers = [worker for worker in self._workers if worker not in over]
+        for worker in over:
+            if (summary := worker.report()) is not None:
+                self._ended(summary)
+                # However the session has ended, its recording is a stream that nobody writes any more.
+                if self._converter is not None and self._may_have_saved(summary):
+                    self._converter.convert_session(self._options.session.save_folder, worker.name)
+        ended = [worker for worker in self._lingering if not worker.is_alive()]
+        self._lingering = [worker for worker in self._lingering if worker not in ended]
         for worker in ended:
             if worker.sentinel is not None:
                 self._selector.unregister(worker.sentinel)
-            if (summary := worker.report()) is not None:
-                self._ended(summary)
-                # However the process has ended, its recording is a stream that nobody writes any more.
-                if self._converter is not None and self._may_have_saved(summary):
-                    self._converter.convert_session(self._options.session.save_folder, worker.name)
+            worker.release()
         self._groups.update(worker.pid for worker in ended if worker.pid)
         self._groups = {group for group in self._groups if group_lives(group)}
 
@@ -251,9 +260,11 @@ class Server:
     def _end_sessions(self) -> None:
         grace = self._options.grace
         deadline = time.monotonic() + grace
-        running = [worker for worker in self._workers if worker.is_alive()]
+        self._forget_ended()
+        running = [worker for worker in self._all_workers() if worker.is_alive()]
         if running:
-            logger.info("Stopping: %d running sessions have %g s to end", len(running), grace)
+            text = "Stopping: %d running sessions, and %d processes whose sessions are over, have %g s to end"
+            logger.info(text, self.running, len(running) - self.running, grace)
         _join(running, grace)
         if not self._options.processes and (left := _children_of_modules()):
             logger.info("Stopping: %d processes that modules have left have as long", len(left))
