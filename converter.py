@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,33 +25,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """A stream that is to be converted.
+    """Streams that are to be converted.
 
     Attributes
     ----------
-    path : Path
-        The stream.
+    find : callable
+        Returns the streams; called in the converter's thread, since looking for them takes time, and may fail.
     session : str
         Session that the log lines belong to.
-    is_leftover : bool
-        Whether it is of an earlier run: nobody waits for it.
     done : threading.Event
-        Is set when nothing more will be done about it.
-    token : str
-        Known to nobody who could make a library print it.
+        Is set when nothing more will be done about them.
     """
 
-    path: Path
+    find: Callable[[], list[Path]]
     session: str
-    is_leftover: bool = False
     done: threading.Event = field(default_factory=threading.Event)
-    token: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 class Converter:
     """Queue of the streams that are to be converted, and the process that does it.
-
-    Streams of sessions come before those that were left by an earlier run.
 
     Parameters
     ----------
@@ -62,8 +55,8 @@ class Converter:
         self._limits = limits or Limits()
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
-        self._leftovers: deque[Job] = deque()
         self._now: Job | None = None
+        self._closed = False
         self._stopped = False
         self._process: subprocess.Popen | None = None
         self._thread = threading.Thread(target=self._run, name="converter", daemon=True)
@@ -87,7 +80,18 @@ class Converter:
         threading.Event
             Set when the stream has been converted, or cannot be (logged).
         """
-        job = Job(path.absolute(), session or current_session())
+        return self._add(lambda: [path.absolute()], session or current_session())
+
+    def convert_session(self, folder: Path, session: str) -> None:
+        """Have the streams converted that a session has left in a folder."""
+        self._add(lambda: recorder.streams_of(folder.absolute(), session), session)
+
+    def convert_leftovers(self, folder: Path) -> None:
+        """Have all streams in a folder converted."""
+        self._add(lambda: recorder.streams_in(folder.absolute()), current_session())
+
+    def _add(self, find: Callable[[], list[Path]], session: str) -> threading.Event:
+        job = Job(find, session)
         with self._changed:
             if self._stopped:
                 job.done.set()
@@ -96,39 +100,44 @@ class Converter:
                 self._changed.notify_all()
         return job.done
 
-    def convert_leftovers(self, folder: Path) -> None:
-        """Have the streams converted that are left in a folder, when no session's wait."""
-        found = [Job(path.absolute(), current_session(), is_leftover=True) for path in recorder.streams_in(folder)]
+    def finish(self, patience: float) -> None:
+        """Wait until nothing is left to convert, at most so long [s]."""
         with self._changed:
-            self._leftovers.extend(found)
+            self._changed.wait_for(lambda: not self._jobs and self._now is None, patience)
+
+    def close(self) -> None:
+        """End, without waiting for it, when what has been handed in is done."""
+        with self._changed:
+            self._closed = True
             self._changed.notify_all()
 
-    def finish(self, patience: float) -> None:
-        """Forget the leftovers, and wait until no session's stream is left, at most so long [s]."""
-        with self._changed:
-            self._leftovers.clear()
-            self._changed.wait_for(lambda: not self._jobs and (self._now is None or self._now.is_leftover), patience)
-
-    def stop(self) -> None:
-        """End; what has not been converted stays as it is."""
+    def stop(self) -> set[Path]:
+        """End; returns the streams that have not been converted, and stay as they are."""
         with self._changed:
             self._stopped = True
-            for job in (*self._jobs, *self._leftovers):
+            left = [*([self._now] if self._now else []), *self._jobs]
+            for job in self._jobs:
                 job.done.set()
             self._jobs.clear()
-            self._leftovers.clear()
             if self._process is not None:
                 self._process.terminate()
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
+        kept: set[Path] = set()
+        for job in left:
+            with contextlib.suppress(OSError):  # where the folder cannot be read, nobody knows
+                kept.update(path for path in job.find() if path.exists())
+        return kept
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
             try:
-                self._hand_over(job)
-            except OSError as error:  # no memory or no file handles left
-                logger.error("%s is not converted now, it is kept as it is: %s", job.path, error, extra=_line(job))
+                for path in job.find():
+                    self._try(job, path)
+            except Exception as error:  # noqa: BLE001 -- the thread has to live on for the recordings to come
+                text = "Recordings cannot be looked for, they are kept as they are: %s"
+                logger.error(text, error, extra=_line(job))
             finally:
                 job.done.set()
         self._end_process()
@@ -137,28 +146,35 @@ class Converter:
         with self._changed:
             self._now = None
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._stopped or self._jobs or self._leftovers)
-            if not self._stopped:
-                self._now = (self._jobs or self._leftovers).popleft()
+            self._changed.wait_for(lambda: self._stopped or self._closed or self._jobs)
+            if self._jobs:
+                self._now = self._jobs.popleft()
             return self._now
 
-    def _hand_over(self, job: Job) -> None:
+    def _try(self, job: Job, path: Path) -> None:
+        try:
+            self._hand_over(job, path)
+        except Exception as error:  # noqa: BLE001 -- no memory, no file handles left: the next one may be luckier
+            logger.error("%s is not converted now, it is kept as it is: %s", path, error, extra=_line(job))
+
+    def _hand_over(self, job: Job, path: Path) -> None:
         """Have the process convert a stream, and log what it says meanwhile."""
         process = self._running()
         if process is None:
             return
+        token = secrets.token_hex(8)  # known to nobody who could make a library print it
         with contextlib.suppress(BrokenPipeError):  # it has just died
-            process.stdin.write(json.dumps([str(job.path), job.token]) + "\n")
+            process.stdin.write(json.dumps([str(path), token]) + "\n")
             process.stdin.flush()
         for line in process.stdout:
             entry = _parse(line)
-            if entry.get("done") == job.token:
+            if entry.get("done") == token:
                 return
             _log(job, line.rstrip("\n"), entry)
         status = self._end_process()
-        if not self._stopped and job.path.exists():
+        if not self._stopped and path.exists():
             text = "%s has not been converted, it is kept as it is: the conversion ended with %d"
-            logger.error(text, job.path, status, extra=_line(job))
+            logger.error(text, path, status, extra=_line(job))
 
     def _running(self) -> subprocess.Popen | None:
         """Return the process, a new one if there is none or it has died; None when none is wanted any more."""
@@ -194,7 +210,7 @@ def _parse(line: str) -> dict:
     """Content of a line of JSON; empty when it is none."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # a library has printed it
         return {}
     return entry if isinstance(entry, dict) else {}
 

@@ -5,6 +5,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -19,6 +20,7 @@ ADDRESS = "127.0.0.1"
 DURATIONS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)  # upper ends of the histogram [s]
 CONNECTIONS = 8  # Prometheus has one; some more are people who look
 SILENCE = 5.0  # of a connection [s]
+PAUSE = 0.1  # until a connection that could not be accepted is tried again [s]
 KINDS = ("readouts", "waveforms", "images")
 
 
@@ -45,6 +47,14 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().__init__(*arguments)
         self._open: dict[socket.socket, None] = {}  # the oldest is first
         self._lock = threading.Lock()
+
+    def get_request(self) -> Any:
+        """Accept a connection; where that fails, the next try comes a while later, since it waits to be accepted."""
+        try:
+            return super().get_request()
+        except OSError:  # no file handles are left
+            time.sleep(PAUSE)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin with a request."""

@@ -21,7 +21,6 @@ import os
 import re
 import shutil
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -89,8 +88,8 @@ class Recorder:
         Called once with a text when writing fails (a full disk): the session goes on without being recorded, and what
         was written before is kept.
     convert : callable, optional
-        Called with the stream's path when the stream is complete: has the MRD file written, and returns an event that
-        is set then. None: the stream is left, for others to convert.
+        Called with the stream's path when the stream is complete: has the MRD file written, which nobody waits for.
+        None: the stream is left, for others to convert.
 
     Raises
     ------
@@ -105,7 +104,7 @@ class Recorder:
         held: bytes | bytearray = b"",
         limits: Limits | None = None,
         on_failure: Callable[[str], None] | None = None,
-        convert: Callable[[Path], threading.Event] | None = None,
+        convert: Callable[[Path], object] | None = None,
     ) -> None:
         make_folder(folder)
         self._limits = limits or Limits()
@@ -114,8 +113,6 @@ class Recorder:
         self._failed = False
         stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{re.sub(r'[^A-Za-z0-9-]', '-', session)}"
         self._file, self._claim = _create_claimed(folder, stem)
-        self._given_up = False
-        self._converted = threading.Event()
         self.stream_path = Path(self._file.name)
         self._size = self._reserved = 0
         self.write(memoryview(held))
@@ -164,7 +161,7 @@ class Recorder:
             self._on_failure(text)
 
     def finish(self) -> None:
-        """End the recording and have the MRD file written; a failure is logged, and the stream is kept."""
+        """End the recording and hand the stream over to be converted."""
         there = self.check()
         with contextlib.suppress(OSError):
             self._file.truncate()  # gives back what was reserved
@@ -174,14 +171,7 @@ class Recorder:
             self._fail(f"What came in may not have been saved whole: {self.stream_path} cannot be closed: {error}")
         _release(self._claim)
         if there and self._convert is not None:
-            self._converted = self._convert(self.stream_path)
-            if not self._given_up:
-                self._converted.wait()
-
-    def give_up(self) -> None:
-        """Have `finish` not wait for the MRD file, from another thread."""
-        self._given_up = True
-        self._converted.set()
+            self._convert(self.stream_path)
 
 
 def _names(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
@@ -440,13 +430,23 @@ def _copy_messages(stream: BinaryIO, writer: MrdWriter, limits: Limits) -> tuple
 
 
 def streams_in(folder: Path) -> list[Path]:
-    """Streams in a folder, those that another process still writes among them, by name."""
-    return sorted(folder.glob(f"*{STREAM_SUFFIX}"))
+    """Streams in a folder, those that another process still writes among them, by name; none where it is not there.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:  # `Path.glob` passes over errors, or not: that depends on Python's version
+            return sorted(folder / entry.name for entry in entries if entry.name.endswith(STREAM_SUFFIX))
+    except FileNotFoundError:
+        return []
 
 
 def streams_of(folder: Path, session: str) -> list[Path]:
-    """Streams in a folder that have been recorded by sessions of that name."""
-    return [path for pattern in ("", "_*") for path in folder.glob(f"*_{session}{pattern}{STREAM_SUFFIX}")]
+    """Streams in a folder that have been recorded by sessions of that name; raises what `streams_in` raises."""
+    return [path for path in streams_in(folder) if re.search(rf"_{re.escape(session)}(_.*)?$", path.stem)]
 
 
 def finish_leftovers(folder: Path, limits: Limits | None = None) -> list[Path]:

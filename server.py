@@ -18,8 +18,8 @@ from limits import flag_of
 from memoryguard import MemoryGuard
 from module_loader import ModuleLoader
 from processes import group_lives, kill_group
-from recorder import make_folder, streams_of
-from session import BUILT_IN, Session, SessionOptions
+from recorder import make_folder
+from session import BUILT_IN, SAVE_ONLY, Session, SessionOptions
 from summary import Outcome, SessionSummary
 from workers import BREAK_OFF_WAIT, ProcessWorker, ThreadWorker, Worker, warm_up_processes
 
@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 # sessions beside it are just about to open.
 HANDLES = 16
 
-# How often ended sessions are looked after while no connection comes [s].
-HOUSEKEEPING = 5.0
+# How often ended sessions are looked after while no connection comes, and no process ends [s].
+HOUSEKEEPING = 1.0
 
 # The same while somebody waits for a place, or has been told to leave [s].
 DOORKEEPING = 0.1
@@ -101,8 +101,13 @@ class Server:
         if options.session.save_data:
             make_folder(options.session.save_folder)
         self._stopped = threading.Event()
-        self._workers: list[Worker] = []
-        self._converter = Converter(options.session.limits) if options.session.convert else None
+        self._workers: list[Worker] = []  # whose sessions run
+        self._lingering: list[Worker] = []  # whose sessions have ended: a process may go on, for what its module left
+        self._converter: Converter | None = None
+        # Leftovers have a process of their own: the recording of a session does not wait for theirs.
+        self._leftovers: Converter | None = None
+        if options.session.convert:
+            self._converter, self._leftovers = Converter(options.session.limits), Converter(options.session.limits)
         self._session_count = 0
         self._accepting = True
         self._groups: set[int] = set()  # of processes that ended sessions have left
@@ -120,8 +125,10 @@ class Server:
         logger.info("Listening on %s:%d", *self.address)
         if self._converter is not None:
             self._converter.start()
-            self._converter.convert_leftovers(self._options.session.save_folder)
-        guard = MemoryGuard(self._options.session.limits, lambda: self._workers)
+            self._leftovers.convert_leftovers(self._options.session.save_folder)
+            self._leftovers.close()
+            self._leftovers.start()
+        guard = MemoryGuard(self._options.session.limits, self._all_workers)
         guard.start()
         try:
             self._selector.register(self._listener, selectors.EVENT_READ)
@@ -140,7 +147,7 @@ class Server:
             self._door.close()
             self._end_sessions()
             if self._converter is not None:
-                self._converter.stop()
+                self._stop_converting()
             guard.stop()
             self._selector.close()
             self._wake_receiver.close()
@@ -166,7 +173,7 @@ class Server:
 
     def kill_sessions(self) -> None:
         """End the processes of sessions at once; threads end with the server's own process."""
-        for worker in self._workers:
+        for worker in self._all_workers():
             if worker.is_alive():
                 worker.kill()
         for group in self._groups:
@@ -224,27 +231,40 @@ class Server:
         if summary.outcome is not Outcome.RUNNING:
             self._ended(summary)
 
+    def _all_workers(self) -> list[Worker]:
+        return [*self._workers, *self._lingering]
+
     def _forget_ended(self) -> None:
-        ended = [worker for worker in self._workers if not worker.is_alive()]
-        self._workers = [worker for worker in self._workers if worker not in ended]  # first: other threads look at them
+        over = [worker for worker in self._workers if worker.is_over()]
+        self._lingering = [*self._lingering, *over]  # first: other threads, and signal handlers, look at them
+        self._workers = [worker for worker in self._workers if worker not in over]
+        for worker in over:
+            if (summary := worker.report()) is not None:
+                self._ended(summary)
+                # However the session has ended, its recording is a stream that nobody writes any more.
+                if self._converter is not None and self._may_have_saved(summary):
+                    self._converter.convert_session(self._options.session.save_folder, worker.name)
+        ended = [worker for worker in self._lingering if not worker.is_alive()]
+        self._lingering = [worker for worker in self._lingering if worker not in ended]
         for worker in ended:
             if worker.sentinel is not None:
                 self._selector.unregister(worker.sentinel)
-            if (summary := worker.report()) is not None:
-                self._ended(summary)
-            if worker.pid is not None and self._converter is not None:
-                # However the process has ended, its recording is a stream that nobody writes any more.
-                for path in streams_of(self._options.session.save_folder, worker.name):
-                    self._converter.convert(path, worker.name)
+            worker.release()
         self._groups.update(worker.pid for worker in ended if worker.pid)
         self._groups = {group for group in self._groups if group_lives(group)}
+
+    def _may_have_saved(self, summary: SessionSummary) -> bool:
+        """Tell whether a session in a process may have left a recording; one that died early has told no module."""
+        return self._options.session.save_data or summary.module in ("", SAVE_ONLY)
 
     def _end_sessions(self) -> None:
         grace = self._options.grace
         deadline = time.monotonic() + grace
-        running = [worker for worker in self._workers if worker.is_alive()]
+        self._forget_ended()
+        running = [worker for worker in self._all_workers() if worker.is_alive()]
         if running:
-            logger.info("Stopping: %d running sessions have %g s to end", len(running), grace)
+            text = "Stopping: %d running sessions, and %d processes whose sessions are over, have %g s to end"
+            logger.info(text, self.running, len(running) - self.running, grace)
         _join(running, grace)
         if not self._options.processes and (left := _children_of_modules()):
             logger.info("Stopping: %d processes that modules have left have as long", len(left))
@@ -267,6 +287,11 @@ class Server:
         self._forget_ended()
         if self._converter is not None:
             self._converter.finish(max(0.0, patience))
+
+    def _stop_converting(self) -> None:
+        if left := self._leftovers.stop() | self._converter.stop():
+            folder = self._options.session.save_folder
+            logger.warning("%d recordings stay streams in %s: they are converted at the next start", len(left), folder)
 
 
 def _has_handles() -> bool:

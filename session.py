@@ -120,7 +120,7 @@ class Session:
         loader: ModuleLoader,
         peer: str = "-",
         report: Callable[[SessionSummary], object] = lambda summary: None,
-        convert: Callable[[Path], threading.Event] | None = None,
+        convert: Callable[[Path], object] | None = None,
     ) -> None:
         sock.settimeout(options.limits.timeout)
         self.name = name
@@ -172,8 +172,6 @@ class Session:
             self.summary.end(Outcome.INTERRUPTED, reason)
             self.summary.errors += 1
         self._connection.interrupt(f"{MRD_LOGGING_ERROR} {reason}")
-        if self._recorder is not None:
-            self._recorder.give_up()
 
     def give_up(self) -> None:
         """Report a session from another thread that does not end although it was interrupted."""

@@ -46,11 +46,14 @@ class Worker(Protocol):
     received: int
     sentinel: int | None
 
+    def is_over(self) -> bool:
+        """Whether the session has ended; what its module has left in its process may go on."""
+
     def is_alive(self) -> bool:
-        """Whether the session runs."""
+        """Whether the thread or process runs."""
 
     def join(self, timeout: float) -> None:
-        """Wait for it to end."""
+        """Wait for the thread or process to end."""
 
     def break_off(self, reason: str) -> None:
         """Have it end, and tell its client why."""
@@ -62,7 +65,10 @@ class Worker(Protocol):
         """Leave it behind when the server ends: end it at once, or else report it as it is."""
 
     def report(self) -> SessionSummary | None:
-        """What it came to, unless it has reported that by itself; called when it has ended."""
+        """What it came to, unless it has reported that by itself; called when the session has ended."""
+
+    def release(self) -> None:
+        """Let go of it; called once, when it runs no longer and has been reported."""
 
 
 class ThreadWorker(threading.Thread):
@@ -82,11 +88,18 @@ class ThreadWorker(threading.Thread):
         """How much the session has received [bytes]."""
         return self._session.received_bytes
 
+    def is_over(self) -> bool:
+        """Whether the session has ended."""
+        return not self.is_alive()
+
     def kill(self) -> None:
         """Do nothing: a thread cannot be ended from outside; it ends with the server's own process."""
 
     def report(self) -> None:
         """Return None: a session in a thread reports by itself how it ended."""
+
+    def release(self) -> None:
+        """Do nothing: a thread that has ended holds nothing."""
 
 
 def _run_in_process(
@@ -181,6 +194,17 @@ class ProcessWorker:
             for pipe in self._theirs:
                 pipe.close()  # the process has its own copy
 
+    def is_over(self) -> bool:
+        """Whether the session has ended: it says so, and its process may go on, or the process has died."""
+        alive = self.is_alive()  # first: what a process has said is there when it has ended
+        self._listen()
+        return not alive or self._summary.outcome is not Outcome.RUNNING
+
+    def _listen(self) -> None:
+        with _ONE_ASKS, contextlib.suppress(EOFError, OSError):
+            while not self._released and self._reports.poll():
+                self._summary = SessionSummary.from_json(self._reports.recv_bytes())
+
     def is_alive(self) -> bool:
         """Whether the process runs."""
         with _ONE_ASKS:
@@ -204,26 +228,31 @@ class ProcessWorker:
                 self._process.terminate()
 
     def report(self) -> SessionSummary:
-        """What the process said of its session, or, if it did not end by itself, what became of it; releases it."""
-        with contextlib.suppress(EOFError, OSError), self._reports:
-            while self._reports.poll():
-                self._summary = SessionSummary.from_json(self._reports.recv_bytes())
-        with _ONE_ASKS:
-            summary, status = self._summary, self._process.exitcode
-            self._released = True
-            self._reasons.close()
-            self._process.close()
-        if status or summary.outcome is Outcome.RUNNING:  # it died
-            kill_group(self.pid)
-        killed = status is not None and status < 0
-        ending = f"by signal {-status} ({_signal_name(-status)})" if killed else f"with exit code {status}"
-        if status:
-            logger.error("its process ended %s", ending, extra={"session": summary.session})
+        """What the process said of its session, or, if it died before, what became of it."""
+        self._listen()
+        summary = self._summary
         if summary.outcome is Outcome.RUNNING:
+            kill_group(self.pid)
+            with _ONE_ASKS:
+                status = self._process.exitcode
+            ending = _ending(status)
+            killed = status is not None and status < 0
             summary.end(*((Outcome.KILLED, ending) if killed else (Outcome.FAILED, f"its process ended {ending}")))
             summary.seconds = time.monotonic() - self._start
             log_summary(summary)
         return summary
+
+    def release(self) -> None:
+        """Let go of the process, which has ended; an end that is no good one is logged."""
+        with _ONE_ASKS:
+            status = self._process.exitcode
+            self._released = True
+            self._reports.close()
+            self._reasons.close()
+            self._process.close()
+        if status:  # it died
+            kill_group(self.pid)
+            logger.error("its process ended %s", _ending(status), extra={"session": self.name})
 
     def kill(self) -> None:
         """End the process, and all that it has started, at once."""
@@ -233,6 +262,13 @@ class ProcessWorker:
                 kill_group(self.pid)
 
     give_up = kill
+
+
+def _ending(status: int | None) -> str:
+    """How a process with this exit status ended."""
+    if status is not None and status < 0:
+        return f"by signal {-status} ({_signal_name(-status)})"
+    return f"with exit code {status}"
 
 
 def _signal_name(number: int) -> str:

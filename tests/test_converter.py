@@ -1,16 +1,19 @@
 """One process converts the recordings of a server: what it says, and what becomes of a stream that it dies of."""
 
+import errno
 import logging
 import os
 import signal
 import sys
 import textwrap
+import threading
 
 import pytest
 from ismrmrd.serialization import ConfigFile
 
 import recorder
 from conftest import PATIENCE, bytes_of, make_acquisition, make_header, write_module
+from limits import Limits
 from mrdfile import MrdReader
 from reliability.serverprocess import wait_until
 
@@ -79,6 +82,34 @@ def test_what_a_library_prints_in_a_conversion_is_a_warning_and_no_answer(conver
     ]
 
 
+def test_what_cannot_be_read_of_a_conversion_is_a_warning_and_ends_nothing(converter, tmp_path, caplog, monkeypatch):
+    deep = """
+        import json, sys
+        for line in sys.stdin:
+            path, token = json.loads(line)
+            print("[" * 200000)
+            print(json.dumps({"done": token}), flush=True)
+        """
+    replace_recorder(monkeypatch, tmp_path, deep)
+    assert converter.convert(tmp_path / "any.mrdpart").wait(PATIENCE)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("WARNING", "[" * 200000)]
+
+
+def test_fault_in_one_conversion_does_not_end_those_to_come(converter, tmp_path, caplog, monkeypatch):
+    def fail(line):
+        raise MemoryError("none left")
+
+    stream = write_stream(tmp_path, "session-1")
+    with monkeypatch.context() as patch:
+        patch.setattr("converter._parse", fail)
+        assert converter.convert(stream).wait(PATIENCE)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"{stream} is not converted now, it is kept as it is: none left"
+    stream = write_stream(tmp_path, "session-2")
+    assert converter.convert(stream).wait(PATIENCE)
+    assert not stream.exists()
+
+
 def test_stream_that_crashes_the_process_is_kept_and_the_next_is_converted(converter, tmp_path, monkeypatch, caplog):
     """HDF5 may crash on a full disk; the server must not."""
     crashing = f"""
@@ -130,33 +161,75 @@ def test_process_that_cannot_be_started_is_told_in_a_line_and_tried_again(conver
     assert [path.suffix for path in tmp_path.iterdir()] == [".h5"]
 
 
-def test_streams_of_sessions_come_before_leftovers(converter, tmp_path, monkeypatch, caplog):
-    caplog.set_level(logging.INFO)
+def test_session_waits_neither_for_its_own_conversion_nor_for_a_leftover(server, connect, tmp_path, monkeypatch):
+    """Their places are for the next clients; a big leftover may take minutes."""
     waiting = """
         import json, pathlib, sys
         for line in sys.stdin:
             path, token = json.loads(line)
-            print(json.dumps({"level": "INFO", "message": pathlib.Path(path).stem.partition("_session-")[2]}))
-            if path.endswith("-0.mrdpart"):
-                open(path).read()  # until the test writes into it
+            open(pathlib.Path(path).with_name("leftover" if "session-9" in path else "own")).read()
+            pathlib.Path(path).unlink()
             print(json.dumps({"done": token}), flush=True)
         """
     replace_recorder(monkeypatch, tmp_path, waiting)
-    os.mkfifo(tmp_path / "2026-01-02_03-04-05_session-0.mrdpart")
-    write_stream(tmp_path, "session-1")
-    converter.convert_leftovers(tmp_path)
-    with (tmp_path / "2026-01-02_03-04-05_session-0.mrdpart").open("w"):
-        done = converter.convert(tmp_path / "2026-01-02_03-04-05_session-2.mrdpart")
-    assert done.wait(PATIENCE)
-    assert wait_until(lambda: len(caplog.records) == 3)
-    assert [record.getMessage() for record in caplog.records] == ["0", "2", "1"]
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    leftover = write_stream(folder, "session-9")
+    for name in ("leftover", "own"):
+        os.mkfifo(folder / name)
+    running = server(save_data=True, limits=Limits(sessions=1))
+    with (folder / "leftover").open("w"):  # its conversion has begun, and goes on until this ends
+        hold(connect(running.address), ConfigFile("null"), make_header(), make_acquisition())
+        with (folder / "own").open("w"):
+            assert wait_until(lambda: not any(each.is_alive() for each in running.server._workers))
+        assert wait_until(lambda: list(folder.glob("*.mrdpart")) == [leftover])
+    assert wait_until(lambda: not leftover.exists())
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_folder_that_cannot_be_listed_is_told_and_ends_nothing(
+    server, connect, tmp_path, monkeypatch, caplog, processes
+):
+    scan, folder, fails = os.scandir, tmp_path / "saved", threading.Event()
+    fails.set()
+
+    def scan_or_fail(path="."):
+        if str(path) == str(folder) and fails.is_set():
+            raise OSError(errno.EIO, "Input/output error")
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", scan_or_fail)
+    running = server(save_data=True, server_options={"processes": processes})
+    for number in range(2):
+        assert hold(connect(running.address), ConfigFile("null"), make_header(), make_acquisition()) == []
+        assert wait_until(lambda seen=number + 1: caplog.text.count("cannot be looked for") == 1 + processes * seen)
+    fails.clear()
+    monkeypatch.undo()
+    for stream in recorder.streams_in(folder) if processes else ():
+        assert recorder.convert_stream(stream) is not None
+
+
+def test_folder_is_looked_through_only_for_sessions_that_may_have_been_recorded(server, connect, tmp_path, monkeypatch):
+    """It may hold many files, and the server may have no business there."""
+    looked, look = [], recorder.streams_of
+
+    def look_and_note(folder, session):
+        looked.append(session)
+        return look(folder, session)
+
+    monkeypatch.setattr(recorder, "streams_of", look_and_note)
+    running = server(server_options={"processes": True}, save_folder=tmp_path / "kept")
+    for config in ("null", "savedataonly"):
+        hold(connect(running.address), ConfigFile(config), make_header())
+    running.stop()
+    assert looked == ["session-2"]
 
 
 def test_stopping_ends_a_conversion_without_an_error(converter, tmp_path, monkeypatch, caplog):
     replace_recorder(monkeypatch, tmp_path, "import sys\nfor line in sys.stdin: print('begun', flush=True)\n")
     first, second = (converter.convert(write_stream(tmp_path, f"session-{number}")) for number in (1, 2))
     assert wait_until(lambda: "begun" in caplog.text)
-    converter.stop()
+    assert converter.stop() == set(tmp_path.glob("*.mrdpart"))
     assert first.is_set()
     assert second.is_set()
     assert converter.convert(tmp_path / "late.mrdpart").is_set()

@@ -47,6 +47,7 @@ threading.Thread(target=time.sleep, args=({FOREVER},)).start()
 """
 A_CHILD = "left = [start_child()]"
 A_PROGRAM = f"left = [subprocess.Popen(['sleep', '{FOREVER}']).pid]"
+A_THREAD = f"left = [os.getpid()]; threading.Thread(target=time.sleep, args=({FOREVER},)).start()"
 A_QUEUE_AND_AN_EXIT_FUNCTION = f"""
 left = [os.getpid()]
 context.Queue().put(bytes(1 << 20))
@@ -127,4 +128,17 @@ def test_program_that_outlives_its_session_ends_with_the_server(start, tmp_path)
     left = leave_behind(tmp_path, running.port, A_PROGRAM)
     running.wait_for("session-1  ended, completed")
     assert left[0].is_running()
+    assert status_when_all_are_gone(running, left) == 0
+
+
+@pytest.mark.parametrize("body", [A_CHILD, A_THREAD], ids=["child", "thread"])
+def test_session_whose_process_goes_on_is_over_and_saved(start, tmp_path, body):  # noqa: F811
+    """Python waits for threads and children that are no daemons: neither the place nor the recording does."""
+    running = start("-d", "null", "-m", "-s", "-S", str(tmp_path / "saved"), "--maxSessions", "1", "--grace", "0.2")
+    left = []
+    for number in (1, 2):
+        left += leave_behind(tmp_path, running.port, body)
+        running.wait_for(f"session-{number}  What came in was saved as")
+    assert all(process.is_running() for process in left)
+    assert not list((tmp_path / "saved").glob("*.mrdpart"))
     assert status_when_all_are_gone(running, left) == 0

@@ -1,11 +1,13 @@
 """Prometheus metrics: what is counted, where it is served, and what stands in the way."""
 
+import errno
 import re
 import socket
 import subprocess
 import sys
 import threading
 import urllib.request
+from wsgiref.simple_server import WSGIServer
 
 import pytest
 from ismrmrd.serialization import ConfigFile
@@ -91,6 +93,24 @@ def test_silent_connection_ends_by_itself(metrics, monkeypatch):
     with socket.create_connection(counting.address, timeout=PATIENCE) as silent:
         silent.sendall(b"GET /met")
         assert silent.recv(1) == b""
+
+
+def test_connection_that_cannot_be_accepted_is_tried_again_after_a_pause(metrics, monkeypatch):
+    """It would cost a whole core: the listener stays ready as long as no file handle is free."""
+    pauses, tries, counting = [], [], metrics()
+    accept = WSGIServer.get_request
+
+    def fail_thrice(server):
+        tries.append(len(pauses))
+        if len(tries) <= 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(server)
+
+    monkeypatch.setattr(WSGIServer, "get_request", fail_thrice)
+    monkeypatch.setattr("time.sleep", pauses.append)
+    assert read(counting.address[1])["mrd_sessions_running"] == 0
+    assert tries[:4] == [0, 1, 2, 3]
+    assert min(pauses) > 0
 
 
 def test_what_runs_and_waits_is_asked_for_when_metrics_are_read(metrics):

@@ -193,6 +193,7 @@ def test_stream_of_a_running_recording_is_left_alone(tmp_path, converter):
     assert finish_leftovers(tmp_path) == []
     assert running.stream_path.exists()
     running.finish()
+    converter.finish(PATIENCE)
     (saved,) = saved_files(tmp_path)
     assert saved.endswith("_localizer.h5")
 
@@ -210,6 +211,7 @@ def test_session_without_data_leaves_no_file(tmp_path, converter):
     opening = bytes_of(ConfigFile("null"), make_header())
     running = Recorder(tmp_path, "session-1", opening, convert=converter.convert)
     running.finish()
+    converter.finish(PATIENCE)
     assert saved_files(tmp_path) == []
 
 
@@ -309,12 +311,13 @@ def test_header_cannot_forge_log_lines_of_the_conversion(tmp_path, caplog, monke
     content = bytes_of(ConfigFile("null")) + header + bytes_of(make_acquisition())
     running = Recorder(tmp_path, "session-1", content, convert=converter.convert)
     running.finish()
+    converter.finish(PATIENCE)
     assert any("on fire 心臓\x85CRITICAL too\nINFO" in record.getMessage() for record in caplog.records)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert not [record for record in caplog.records if record.getMessage().startswith(("on fire", "session-9", "too"))]
 
 
-def test_stopping_does_not_wait_for_a_conversion(server, connect, tmp_path, monkeypatch):
+def test_stopping_does_not_wait_for_a_conversion(server, connect, tmp_path, monkeypatch, caplog):
     slow = tmp_path / "slow.py"
     slow.write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setattr(recorder, "__file__", str(slow))
@@ -325,6 +328,7 @@ def test_stopping_does_not_wait_for_a_conversion(server, connect, tmp_path, monk
     running.stop()
     assert time.monotonic() - start < PATIENCE
     (left,) = (tmp_path / "kept").iterdir()
+    assert f"1 recordings stay streams in {left.parent}: they are converted at the next start" in caplog.text
     monkeypatch.undo()
     assert convert_stream(left) is not None
 

@@ -27,6 +27,7 @@ def started():
     worker.join(PATIENCE)
     if not worker._released:
         worker.report()
+        worker.release()
 
 
 @pytest.fixture
@@ -75,15 +76,18 @@ def test_starting_another_process_does_not_take_the_status_of_one_that_is_asked(
     ours.close()
     end_of(other, theirs)
     assert [each.report().outcome for each in (worker, other)] == [Outcome.COMPLETED] * 2
+    other.release()
 
 
-def test_worker_that_has_reported_can_still_be_asked(started):
+def test_worker_that_has_been_released_can_still_be_asked(started):
     worker, client = started
     number = worker.pid
     assert worker.is_alive()
     client.close()
     worker.join(PATIENCE)
     worker.report()
+    worker.release()
+    assert worker.is_over()
     assert not worker.is_alive()
     worker.join(PATIENCE)
     worker.kill()
