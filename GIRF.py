@@ -1,8 +1,8 @@
 """Gradient impulse response: what the scanner's gradients did instead of what they were told.
 
-`predict_trajectory` is a pure function from the nominal k-space to the predicted one. The system is linear and
-time-invariant on the physical axes, so gyromagnetic ratio and gradient units cancel: gradients are handled as change
-of k per sample.
+`predict_gradients` is a function from the gradients that were asked for to those that were played out. The system is
+linear and time-invariant on the physical axes. Gyromagnetic ratio and units cancel: gradients may be in any unit, such
+as change of k per sample.
 
 Reference: Vannesjo et al., Magn Reson Med 2013;69:583, doi 10.1002/mrm.24263 (the response and its measurement);
 Campbell-Washburn et al., Magn Reson Med 2016;75:2278, doi 10.1002/mrm.25788 (trajectory prediction).
@@ -10,25 +10,10 @@ Campbell-Washburn et al., Magn Reson Med 2016;75:2278, doi 10.1002/mrm.25788 (tr
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from configuration import PROJECT_FOLDER
-from matfile import MatFileError, read_mat
-from trajectory import ring_areas
-
-if TYPE_CHECKING:
-    import ismrmrd
-
-    from trajectory import Trajectory
-
-logger = logging.getLogger(__name__)
 
 RASTER = 10e-6  # [s], of the impulse response
 SYSTEM_DELAY = 0.85e-6  # [s], by which the measured response comes late
@@ -50,56 +35,10 @@ PATIENT_TO_DEVICE = {
 """Rotation from patient to device coordinates by patient position."""
 
 READOUT_TO_GRADIENT = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]], float)
-METAFILE_SIGNS = np.array([1.0, -1.0, 1.0])  # the metafile's ky is opposite to the gradient that makes it
 
 
 class GirfError(ValueError):
     """The response or the orientation it needs cannot be used; the text says what is wrong and what would be right."""
-
-
-# --- The response ---------------------------------------------------------------------------------------------------
-
-
-def find_girf(girf_file: str | Path | None = None, folder: Path = PROJECT_FOLDER) -> Path:
-    """Find the file of the response.
-
-    Parameters
-    ----------
-    girf_file
-        `girf_file` of the configuration; None looks for the one `girf*.mat` (any case) in `folder`.
-
-    Raises
-    ------
-    GirfError
-        There is no such file, or more than one; says where it was looked for.
-    """
-    advice = "set girf_file in the configuration, or apply_girf = false to reconstruct without correction"
-    if girf_file is not None:
-        if not Path(girf_file).is_file():
-            raise GirfError(f"no gradient impulse response at {girf_file} (girf_file): {advice}")
-        return Path(girf_file)
-    found = sorted(file for file in folder.glob("*.mat") if file.name.lower().startswith("girf"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise GirfError(f"apply_girf needs one file girf*.mat in {folder}, there is {names}: {advice}")
-    return found[0]
-
-
-def load_girf(file: str | Path) -> NDArray[np.complex128]:
-    """Read the response [frequencies, (x, y, z)], zero frequency at n // 2, 1 / (n * 10 us) from point to point.
-
-    Raises
-    ------
-    GirfError
-        The file cannot be read, or its key GIRF has another shape, is not finite, or is no response.
-    """
-    try:
-        response = read_mat(file, ["GIRF"]).get("GIRF")
-    except MatFileError as error:
-        raise GirfError(f"gradient impulse response: {error}") from error
-    if response is None:
-        raise GirfError(f"{file} has no key GIRF, the response as a complex array [frequencies, 3]")
-    return checked_response(response, str(file))
 
 
 def checked_response(response: ArrayLike, source: str = "the response") -> NDArray[np.complex128]:
@@ -124,9 +63,6 @@ def checked_response(response: ArrayLike, source: str = "the response") -> NDArr
             f"at point {len(values) // 2} they are {centre.round(3).tolist()}"
         )
     return values.astype(np.complex128)
-
-
-# --- Orientation ----------------------------------------------------------------------------------------------------
 
 
 def rotation_to_physical(
@@ -164,56 +100,46 @@ def rotation_to_physical(
     return np.array(PATIENT_TO_DEVICE[patient_position], float) @ gradient_to_patient @ READOUT_TO_GRADIENT
 
 
-def rotation_of(acquisition: ismrmrd.Acquisition, header: Any) -> NDArray[np.float64]:
-    """`rotation_to_physical` of a readout, with the patient position of the MRD header."""
-    position = getattr(getattr(header, "measurementInformation", None), "patientPosition", None)
-    return rotation_to_physical(
-        acquisition.read_dir,
-        acquisition.phase_dir,
-        acquisition.slice_dir,
-        str(getattr(position, "value", position)),
-    )
-
-
-# --- Prediction -----------------------------------------------------------------------------------------------------
-
-
-def predict_trajectory(
-    k: NDArray[np.float64],
+def predict_gradients(
+    gradients: NDArray[np.float64],
     response: ArrayLike,
     dwell: float,
-    rotation: ArrayLike,
+    to_physical: ArrayLike,
     t0: float | None = None,
 ) -> NDArray[np.float64]:
-    """Predict the k-space that the gradients really traced.
+    """Predict the gradients that the system really played out.
 
-    Gradients (difference quotient, from k = 0) stand in the centre of a window as long as the impulse response, or
-    longer where half an impulse response would not fit between the readout and its periodic copy, and end in half a
-    Hann window. Each frequency is multiplied by the response of the physical axes, seen from the readout axes
-    (R^T diag(H) R), and by exp(+2 pi i f t0). Frequencies that the response does not cover are zero. The integral to k
-    begins at the first sample.
+    The gradients stand in the centre of a window as long as the impulse response, or longer where half an impulse
+    response would not fit between the readout and its periodic copy, and end in half a Hann window. Each frequency is
+    multiplied by the response of the physical axes, seen from the gradients' own axes (R^T diag(H) R), and by
+    exp(+2 pi i f t0). Frequencies that the response does not cover are zero.
 
     Parameters
     ----------
-    k
-        Nominal k-space [arms, samples, (kx, ky)] or [arms, samples, (kx, ky, kz)] [1/m], of a metafile.
+    gradients
+        [arms, axes, samples], any unit; axes: two or three.
     response
-        GIRF [frequencies, (x, y, z)] as `load_girf` returns it.
+        GIRF [frequencies, (x, y, z)], zero frequency at n // 2, 1 / (n * 10 us) from point to point.
     dwell
         Time from sample to sample [s].
-    rotation
-        Readout axes to physical axes [3, 3].
+    to_physical
+        Rotation R from the gradients' axes to the physical axes [3, axes].
     t0
         Time by which the response's delay is taken back [s]; None: 0.85 us + dwell / 2 + 3 us receiver delay.
 
     Returns
     -------
-    Predicted k-space, shaped as `k` [1/m].
+    Predicted gradients, shaped and in the unit as `gradients`.
+
+    Raises
+    ------
+    GirfError
+        The response cannot be used.
     """
     if t0 is None:
         t0 = SYSTEM_DELAY + dwell / 2 + RECEIVER_DELAY
     response = checked_response(response)
-    arms, samples, axes = k.shape
+    samples = gradients.shape[-1]
 
     readout = (samples + TAIL) * dwell
     window = max(len(response) * RASTER, readout + len(response) * RASTER / 2)
@@ -223,21 +149,20 @@ def predict_trajectory(
     frequencies = np.arange(len(transfer)) / (length * dwell)
     transfer = transfer * np.exp(2j * np.pi * frequencies * t0)[:, np.newaxis]
 
-    to_physical = (np.asarray(rotation, float) * METAFILE_SIGNS)[:, :axes]
+    to_physical = np.asarray(to_physical, float)
     seen_from_readout = np.einsum("pi,fp,pj->ijf", to_physical, transfer, to_physical)
 
     start = (length - samples - TAIL) // 2
     tail = 0.5 * (1 + np.cos(np.pi * np.arange(1, TAIL + 1) / TAIL))
-    predicted = np.empty_like(k, dtype=np.float64)
-    for first in range(0, arms, BLOCK):
-        steps = np.diff(k[first : first + BLOCK], axis=1, prepend=0).transpose(0, 2, 1)
-        gradients = np.zeros((*steps.shape[:2], length))
-        gradients[..., start : start + samples] = steps
-        gradients[..., start + samples : start + samples + TAIL] = steps[..., -1:] * tail
-        spectrum = np.fft.rfft(gradients)[..., : transfer.shape[0]]
+    predicted = np.empty_like(gradients, dtype=np.float64)
+    for first in range(0, len(gradients), BLOCK):
+        block = gradients[first : first + BLOCK]
+        padded = np.zeros((*block.shape[:2], length))
+        padded[..., start : start + samples] = block
+        padded[..., start + samples : start + samples + TAIL] = block[..., -1:] * tail
+        spectrum = np.fft.rfft(padded)[..., : transfer.shape[0]]
         spectrum = np.einsum("ijf,ajf->aif", seen_from_readout, spectrum)
-        answer = np.fft.irfft(spectrum, length)[..., start : start + samples]
-        predicted[first : first + BLOCK] = np.cumsum(answer, axis=-1).transpose(0, 2, 1)
+        predicted[first : first + BLOCK] = np.fft.irfft(spectrum, length)[..., start : start + samples]
     return predicted
 
 
@@ -277,27 +202,3 @@ def response_on_window(response: NDArray[np.complex128], window: float) -> NDArr
     real_impulse = (impulse * taper[:, np.newaxis]).real
     spectrum = czt(real_impulse, points, np.exp(-2j * np.pi * step), axis=0)
     return spectrum * np.exp(2j * np.pi * step * middle * np.arange(points))[:, np.newaxis]
-
-
-def correct_trajectory(
-    trajectory: Trajectory, response: ArrayLike, acquisition: ismrmrd.Acquisition, header: Any
-) -> Trajectory:
-    """Return the trajectory with the predicted k-space for the orientation of a readout.
-
-    The density weights follow: where the gradients came late, the centre is sampled more densely than was planned. They
-    are multiplied by the ratio of the ring areas of predicted and nominal mean radius.
-
-    Call it before `Trajectory.fitted_to`, on the receiver's own raster.
-
-    Raises
-    ------
-    GirfError
-        Orientation or response cannot be used.
-    """
-    predicted = predict_trajectory(trajectory.k, response, trajectory.dwell, rotation_of(acquisition, header))
-    deviation = float(np.linalg.norm(predicted - trajectory.k, axis=-1).max())
-    logger.info("Gradient correction moves k-space by up to %.2f 1/m, %.2f / field of view", deviation,
-                deviation * trajectory.fov)  # fmt: skip
-    nominal, real = (ring_areas(np.linalg.norm(k, axis=-1).mean(axis=0)) for k in (trajectory.k, predicted))
-    ratio = np.divide(np.maximum(real, 0), nominal, out=np.ones_like(real), where=nominal > 0)
-    return dataclasses.replace(trajectory, k=predicted, weights=trajectory.weights * ratio)

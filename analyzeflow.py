@@ -5,7 +5,6 @@ image that has a magnitude image, a velocity image comes back, in a series of it
 which RescaleSlope in the meta attributes turns into velocity [cm/s].
 """
 
-import functools
 import logging
 import math
 from collections import Counter
@@ -17,10 +16,9 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-import constants
 import mrdhelper
-from configuration import parameter
-from moduleparameters import read_parameters
+from recon.configuration import parameter
+from recon.moduleparameters import read_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +55,6 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     metadata
         The MRD header; its user parameters may hold BitsStored and the venc [cm/s].
     """
-    warn = functools.partial(connection.send_logging, constants.MRD_LOGGING_WARNING)
     parameters = read_parameters(Parameters, config)
     magnitudes: list[ismrmrd.Image] = []
     phases: list[ismrmrd.Image] = []
@@ -72,10 +69,10 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
             if item.image_type in (0, ismrmrd.IMTYPE_MAGNITUDE):
                 magnitudes.append(item)
     if readouts:
-        warn(f"{readouts} readouts are ignored: analyzeflow takes images")
+        connection.warn(f"{readouts} readouts are ignored: analyzeflow takes images")
     if not phases:
-        warn("there were no phase images, so there is no velocity")
-    for image in velocity_images(phases, magnitudes, parameters, metadata, warn):
+        connection.warn("there were no phase images, so there is no velocity")
+    for image in velocity_images(phases, magnitudes, parameters, metadata, connection.warn):
         connection.send_image(image)
 
 
@@ -225,11 +222,10 @@ def build_velocity_image(velocity: NDArray[np.float64], phase: ismrmrd.Image, ve
     """Build the image to send: velocity in units of venc [channel, z, row, column], header of the phase image."""
     head, meta = phase.getHead(), ismrmrd.Meta(phase.meta)
     head.image_series_index = (head.image_series_index + VELOCITY_SERIES_OFFSET) % 2**16
-    history = meta.get("ImageProcessingHistory") or []
     unit = "venc" if venc is None else "cm/s"
     slope = (venc or 1.0) / VENC_PIXEL
     meta["DataRole"] = "Image"
-    meta["ImageProcessingHistory"] = [*(history if isinstance(history, list) else [history]), "VELOCITY"]
+    mrdhelper.append_to_meta(meta, "ImageProcessingHistory", "VELOCITY")
     meta["SequenceDescriptionAdditional"] = "Velocity"
     meta["ImageComment"] = f"velocity = pixel * {slope:.6g} {unit}"
     meta["Keep_image_geometry"] = "1"

@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from cfl import SAMPLE, BartError, read_cfl, write_cfl
-from processes import kill_group
+from mrdio.cfl import SAMPLE, BartError, read_cfl, write_cfl
+from serving.processes import kill_group
 
 logger = logging.getLogger(__name__)
 

@@ -51,16 +51,16 @@ from typing import Any
 import ismrmrd
 import numpy as np
 
-from codec import MrdError
-from commandline import log_to, number
 from connection import Connection
 from constants import MessageId
-from limits import Limits
-from mrdfile import MrdFileError
-from mrdheader import parse_header
-from mrdsource import Item, Source, open_source
+from mrdio.codec import MrdError
+from mrdio.commandline import log_to, number
+from mrdio.limits import Limits
+from mrdio.mrdfile import MrdFileError
+from mrdio.mrdheader import parse_header
+from mrdio.mrdsource import Item, Source, open_source
+from mrdio.pacing import Pace
 from outputfile import PartFile, check_output, join_command, join_in_process
-from pacing import Pace
 
 logger = logging.getLogger(__name__)
 

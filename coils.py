@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nufft import array_module
+from recon.arrays import array_module, scipy_module
 
 
 def rssq(images: Any, axis: int = 0) -> Any:
@@ -86,12 +86,14 @@ def inati(images: Any, smoothing: int = 5, iterations: int = 5) -> tuple[Any, An
     peak = float(xp.abs(images).max())
     scaled = images / peak if peak > 0 else images
     pixels = tuple(range(1, images.ndim))
+    ndimage, block = scipy_module(images, "ndimage"), (1, *[smoothing] * len(pixels))
     reference = scaled.sum(axis=pixels, keepdims=True)
     reference = _unit(reference, xp.ones_like(reference))
     maps = reference
     for _ in range(iterations):
         combined = (maps.conj() * scaled).sum(axis=0)
-        maps = _unit(_block_mean(scaled * combined.conj(), smoothing), reference)
+        blocks = ndimage.uniform_filter(scaled * combined.conj(), block, mode="constant")  # zeros outside
+        maps = _unit(blocks, reference)
         combined = (maps.conj() * scaled).sum(axis=0)
         reference = _unit((maps * combined).sum(axis=pixels, keepdims=True), reference)
         along = (reference.conj() * maps).sum(axis=0)
@@ -109,21 +111,6 @@ def _unit(vectors: Any, fallback: Any) -> Any:
     usable = length > 1e3 * np.finfo(length.dtype).tiny
     other = fallback / rssq(fallback)
     return xp.where(usable, vectors / xp.where(usable, length, 1), other)
-
-
-def _block_mean(images: Any, width: int) -> Any:
-    """Average over a block of width pixels along every axis but the first, with zeros outside."""
-    xp = array_module(images)
-    for axis in range(1, images.ndim):
-        padding = [(0, 0)] * images.ndim
-        padding[axis] = (width // 2, width // 2)
-        padded = xp.moveaxis(xp.pad(images, padding), axis, 0)
-        size = images.shape[axis]
-        total = padded[:size].copy()
-        for shift in range(1, width):
-            total += padded[shift : shift + size]
-        images = xp.ascontiguousarray(xp.moveaxis(total, 0, axis))
-    return images / width ** (images.ndim - 1)
 
 
 def upsample_maps(maps: Any, shape: tuple[int, int], oversampling: float = 2.0) -> Any:
@@ -149,35 +136,17 @@ def upsample_maps(maps: Any, shape: tuple[int, int], oversampling: float = 2.0) 
     ValueError
         The maps are not [coil, y, x], or oversampling times the image size is no whole number.
     """
-    xp = array_module(maps)
+    xp, signal = array_module(maps), scipy_module(maps, "signal")
     if maps.ndim != 3 or len(shape) != 2:
         raise ValueError(f"maps are {maps.shape} for an image {tuple(shape)}, expected [coil, y, x] and (ny, nx)")
     for axis, n in enumerate(shape, start=1):
         full = round(n * oversampling)
         if oversampling < 1 or abs(full - n * oversampling) > 1e-9:
             raise ValueError(f"oversampling {oversampling} of {n} pixels is no whole number of at least {n} pixels")
-        maps = _fourier_resize(maps, full, axis)
+        # Pixel 0 of what is resampled lies at the origin.
+        resampled = signal.resample(xp.fft.ifftshift(maps, axes=axis), full, axis=axis)
+        maps = xp.fft.fftshift(resampled, axes=axis)
         start = full // 2 - n // 2
         maps = xp.moveaxis(xp.moveaxis(maps, axis, 0)[start : start + n], 0, axis)
     length = rssq(maps)
     return maps / xp.where(length > 0, length, 1)
-
-
-def _fourier_resize(images: Any, size: int, axis: int) -> Any:
-    """Change the number of points along an axis by cutting or zero-padding its Fourier transform."""
-    xp = array_module(images)
-    old = images.shape[axis]
-    if size == old:
-        return images
-    spectrum = xp.fft.fft(xp.fft.ifftshift(xp.moveaxis(images, axis, -1), axes=-1), axis=-1)
-    result = xp.zeros((*spectrum.shape[:-1], size), spectrum.dtype)
-    kept = min(old, size)
-    highest, inner = kept // 2, (kept - 1) // 2
-    result[..., : inner + 1] = spectrum[..., : inner + 1]
-    result[..., size - inner :] = spectrum[..., old - inner :]
-    if kept % 2 == 0:
-        # The highest frequency of an even number of points stands for both signs: half of it belongs to each.
-        result[..., highest] += spectrum[..., highest] / 2
-        result[..., -highest] += spectrum[..., -highest] / 2
-    resized = xp.fft.fftshift(xp.fft.ifft(result, axis=-1), axes=-1) * (size / old)
-    return xp.moveaxis(resized, -1, axis)

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import ismrmrd
 
 import constants
-from codec import (
+from constants import MessageId
+from mrdio.codec import (
     UNREADABLE,
     LimitReached,
     Message,
@@ -25,10 +26,8 @@ from codec import (
     read_content,
     read_identifier,
 )
-from constants import MessageId
-from debugarrays import discard
-from limits import Limits, flag_of
-from socketstream import Observer, SocketStream
+from mrdio.limits import Limits, flag_of
+from mrdio.socketstream import Observer, SocketStream
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +47,10 @@ class Keeper(Protocol):
 
     def add(self, item: Any) -> None:
         """Take one of them."""
+
+
+def _no_debugging(name: str, array: Any) -> None:
+    """Do nothing: what ``connection.debug`` is when nobody asked for arrays."""
 
 
 class Connection:
@@ -96,7 +99,7 @@ class Connection:
         self.savedata = False
         self.savedataFolder = ""
         self.mrdFilePath = ""
-        self.debug: Callable[[str, Any], None] = discard
+        self.debug: Callable[[str, Any], None] = _no_debugging
         self.recvAcqs = self.recvImages = self.recvWaveforms = 0
         self.sentAcqs = self.sentImages = self.sentWaveforms = 0
         self.keeper: Keeper | None = None
@@ -247,6 +250,14 @@ class Connection:
         """
         logger.log(logging.getLevelNamesMapping().get(level.strip(), logging.INFO), "%s", text)
         self.send_text(f"{level.strip():<{len(constants.MRD_LOGGING_INFO)}} {text}")
+
+    def info(self, text: str) -> None:
+        """Log a line here and send it to the peer."""
+        self.send_logging(constants.MRD_LOGGING_INFO, text)
+
+    def warn(self, text: str) -> None:
+        """Log a warning here and send it to the peer."""
+        self.send_logging(constants.MRD_LOGGING_WARNING, text)
 
     def send_acquisition(self, acquisition: ismrmrd.Acquisition) -> None:
         """Send a readout."""

@@ -33,8 +33,8 @@ from dicomio.header import acquisition_ticks, acquisition_time, clean_text, echo
 from dicomio.packing import FRAME_KEY, HASH_KEY, JSON_KEY, pack_frames, pixel_hash
 from dicomio.pixels import decode_frames
 from dicomio.series import ObjectEntry, Series, survey
-from mrdfile import MrdFileError, MrdWriter
-from progress import track
+from mrdio.mrdfile import MrdFileError, MrdWriter, open_mrd
+from mrdio.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def convert(folder: Path, output: Path, group: str = "dataset") -> int:
     if not group or group.strip("/.") != group:
         raise MrdFileError(f"'{group}' is no name for a group")
     if output.is_file() and h5py.is_hdf5(output):
-        with h5py.File(output, "r") as file:
+        with open_mrd(output) as file:
             if group in file:
                 raise MrdFileError(f"{output} has a group '{group}' already: name another one with -g, or another file")
     with quiet_pydicom():

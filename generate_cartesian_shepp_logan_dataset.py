@@ -15,8 +15,8 @@ import ismrmrd
 import ismrmrd.xsd
 import numpy as np
 
-from commandline import number
-from mrdfile import MrdWriter
+from mrdio.commandline import number
+from mrdio.mrdfile import MrdWriter
 from simulation import phantom
 
 FIELD_OF_VIEW = 0.3  # [m], of the longer side

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from commandline import number
-from configuration import project_path
-from GIRF import PATIENT_TO_DEVICE, load_girf
-from mrdfile import MrdWriter
+from GIRF import PATIENT_TO_DEVICE
+from mrdio.commandline import number
+from mrdio.mrdfile import MrdWriter
+from recon.configuration import project_path
+from recon.gradientresponse import load_girf
+from recon.trajectory import SIGNATURE_LENGTH, Trajectory, read_metafile, write_metafile
 from simulation.spiraldesign import SpiralDesign, arm_rotation, design_spiral, synthetic_girf
 from simulation.spiralsimulation import Scan, Simulation, simulate
-from trajectory import SIGNATURE_LENGTH, Trajectory, read_metafile, write_metafile
 
 SYNTHETIC = "synthetic"
 

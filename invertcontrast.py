@@ -5,7 +5,6 @@ place for one on images.
 """
 
 import base64
-import functools
 import logging
 import tempfile
 from typing import Any
@@ -15,10 +14,9 @@ import numpy as np
 import numpy.fft as fft
 from numpy.typing import NDArray
 
-import cartesian
 import coils
-import constants
 import mrdhelper
+from recon import cartesian
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +78,9 @@ def process_raw(acqGroup: list[Any], connection: Any, config: Any, metadata: Any
     -------
     Images, ready to be sent.
     """
-    warn = functools.partial(connection.send_logging, constants.MRD_LOGGING_WARNING)
     wantComplex = get_option(config) == "complex"
     reconstructed = []  # (pixels [channel, row, column], header, field of view)
-    for plane in cartesian.sort_readouts(acqGroup, metadata, warn):
+    for plane in cartesian.sort_readouts(acqGroup, metadata, connection.warn):
         # k-space, sorted into a Cartesian grid [channel, phase encode, readout, phase]
         data = plane.kspace
 
@@ -101,7 +98,7 @@ def process_raw(acqGroup: list[Any], connection: Any, config: Any, metadata: Any
             reconstructed.append((data[..., iPhase], head, plane.field_of_view))
 
     if not reconstructed:
-        warn("there were no imaging readouts, so there is no image")
+        connection.warn("there were no imaging readouts, so there is no image")
         return []
 
     bits = mrdhelper.bits_stored(metadata)
@@ -163,7 +160,7 @@ def process_image(imgGroup: list[ismrmrd.Image], connection: Any, config: Any, m
         head, meta = image.getHead(), ismrmrd.Meta(image.meta)
         head.image_type = ismrmrd.IMTYPE_MAGNITUDE
         meta["DataRole"] = "Image"
-        meta["ImageProcessingHistory"] = [*as_list(meta.get("ImageProcessingHistory")), "INVERT"]
+        mrdhelper.append_to_meta(meta, "ImageProcessingHistory", "INVERT")
         meta["SequenceDescriptionAdditional"] = "Inverted"
         meta["Keep_image_geometry"] = "1"
         mrdhelper.set_window(meta, bits)
@@ -207,13 +204,6 @@ def mini_header(image: ismrmrd.Image) -> str | None:
     except ValueError as error:
         logger.warning("the attribute IceMiniHead is no base64 text and is left unread: %s", error)
         return None
-
-
-def as_list(value: Any) -> list[Any]:
-    """Values of a meta attribute, which is one value or a list of them."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]
 
 
 def original_image(image: ismrmrd.Image) -> ismrmrd.Image:

@@ -7,15 +7,15 @@ import signal
 import sys
 from pathlib import Path
 
-from commandline import log_to, number
-from configuration import PROJECT_FOLDER
-from limits import add_limits, read_limits
-from metrics import Metrics, MetricsError
-from module_loader import ModuleError
-from processes import leave
-from recorder import DEFAULT_FOLDER
+from mrdio.commandline import log_to, number
+from mrdio.limits import add_limits, read_limits
+from mrdio.recordings import DEFAULT_FOLDER
+from recon.configuration import PROJECT_FOLDER
 from server import Server, ServerOptions
-from session import SessionOptions
+from serving.metrics import Metrics, MetricsError
+from serving.module_loader import ModuleError
+from serving.processes import leave
+from serving.session import SessionOptions
 
 logger = logging.getLogger(__name__)
 

@@ -41,9 +41,9 @@ from dicomio.update import (
     put_window,
     summarise_frames,
 )
-from mrdfile import MrdFileError, MrdReader
-from mrdheader import parse_header
-from progress import track
+from mrdio.mrdfile import MrdFileError, MrdReader
+from mrdio.mrdheader import parse_header
+from mrdio.progress import track
 
 logger = logging.getLogger(__name__)
 

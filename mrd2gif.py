@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import mrdhelper
-from mrdfile import MrdReader, image_holders
+from mrdio.mrdfile import MrdReader, image_holders
 
 logger = logging.getLogger(__name__)
 

@@ -11,37 +11,23 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-from overlays import create_roi as create_roi
-from overlays import create_text as create_text
-from overlays import parse_roi as parse_roi
-from overlays import parse_text as parse_text
+from mrdio.overlays import create_roi as create_roi
+from mrdio.overlays import create_text as create_text
+from mrdio.overlays import parse_roi as parse_roi
+from mrdio.overlays import parse_text as parse_text
+from mrdio.timestamps import SECONDS_PER_TICK as SECONDS_PER_TICK
+from mrdio.timestamps import ticks_to_seconds as ticks_to_seconds
 
 logger = logging.getLogger(__name__)
 
-SECONDS_PER_TICK = 2.5e-3  # [s], the raster of all time stamps in MRD headers
 DEFAULT_BITS_STORED = 12
 INT16_MAXIMUM = int(np.iinfo(np.int16).max)
+HEADROOM = 1.5  # of a series' scale above its first images
 
 _PLACE = ("position", "read_dir", "phase_dir", "slice_dir")
 _GEOMETRY = (*_PLACE, "patient_table_position")
 _STAMPS = ("measurement_uid", "acquisition_time_stamp", "physiology_time_stamp", "user_int", "user_float")
 _COUNTERS = ("average", "slice", "contrast", "phase", "repetition", "set")
-
-
-# --------------------------------------------------------------------------------------------------------- time
-def ticks_to_seconds(ticks: Any) -> Any:
-    """Convert MRD time stamps (ticks of 2.5 ms since midnight) to seconds.
-
-    Parameters
-    ----------
-    ticks
-        One time stamp or an array of them [ticks].
-
-    Returns
-    -------
-    The same in seconds [s].
-    """
-    return ticks * SECONDS_PER_TICK
 
 
 # ------------------------------------------------------------------------------------------- the header's values
@@ -201,6 +187,18 @@ def extract_minihead_string_param(text: str | None, name: str) -> str:
     return (_minihead_value(text, "String", name, r'"((?:[^"]|"")*)"') or "").replace('""', '"')
 
 
+def append_to_meta(meta: ismrmrd.Meta, key: str, *values: str) -> None:
+    """Append to an attribute that holds one value or a list of them, such as ``ImageProcessingHistory``."""
+    meta[key] = [*meta_values(meta, key), *values]
+
+
+def meta_values(meta: Mapping[str, Any], key: str) -> list[str]:
+    """Values of a meta attribute as a list of texts; empty when it is absent."""
+    value = meta.get(key)
+    values = value if isinstance(value, list) else [value]
+    return [str(each) for each in values if each is not None]
+
+
 # ------------------------------------------------------------------------------------------------------ geometry
 def broken_geometry(head: Any) -> list[str]:
     """Names of the fields for position and direction cosines that hold NaN or infinity."""
@@ -341,6 +339,44 @@ def recon_field_of_view(metadata: Any, encoding_space_ref: int = 0) -> tuple[flo
         return None
     fov = getattr(encodings[encoding_space_ref].reconSpace, "fieldOfView_mm", None)
     return None if fov is None else (fov.x, fov.y, fov.z)
+
+
+class SeriesScale:
+    """One intensity scale for all images of a series: int16, from the first images, with headroom above them.
+
+    Parameters
+    ----------
+    header
+        The MRD header, for BitsStored.
+    warn
+        Called once with a text when later images are brighter than the headroom allows.
+    headroom
+        How much brighter than the first images later ones may be.
+    """
+
+    def __init__(
+        self, header: Any, warn: Callable[[str], None] = logger.warning, headroom: float = HEADROOM
+    ) -> None:
+        self._bits = bits_stored(header)
+        self._warn = warn
+        self._headroom = headroom
+        self._maximum = 0.0
+        self._told = False
+
+    def see(self, *pixels: NDArray[Any]) -> None:
+        """Take the scale from images of any shape, those that come first if known, unless there is one already."""
+        if not self._maximum:
+            self._maximum = self._headroom * max(map(largest_magnitude, pixels))
+
+    def __call__(self, pixels: NDArray[Any]) -> NDArray[np.int16]:
+        """Scale the magnitude of an image."""
+        self.see(pixels)
+        largest = largest_magnitude(pixels)
+        if largest > self._maximum and not self._told:
+            self._told = True
+            times = largest / self._maximum * self._headroom
+            self._warn(f"an image is {times:.2f} times as bright as the first: its brightest pixels clip")
+        return scale_to_int16(np.abs(pixels), self._bits, self._maximum)
 
 
 def build_image(

@@ -32,10 +32,10 @@ from typing import Any, BinaryIO
 
 import h5py
 
-from codec import StreamBroken, encode, read_messages
 from constants import MessageId
-from limits import Limits
-from mrdfile import MrdFileError, MrdWriter, open_mrd
+from mrdio.codec import StreamBroken, encode, read_messages
+from mrdio.limits import Limits
+from mrdio.mrdfile import MrdFileError, MrdWriter, open_mrd
 
 try:
     import fcntl

@@ -15,10 +15,9 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-import constants
 import mrdhelper
-from configuration import parameter
-from moduleparameters import read_parameters
+from recon.configuration import parameter
+from recon.moduleparameters import read_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     values = header_facts(metadata) | statistics.values()
     if statistics.first is None:
         text = "there were no readouts and no images: the report is about the header"
-        connection.send_logging(constants.MRD_LOGGING_WARNING, text)
+        connection.warn(text)
     connection.send_image(build_report(values, statistics, parameters.reportSize))
 
 

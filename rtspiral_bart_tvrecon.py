@@ -16,27 +16,50 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-import configuration
-import constants
-import memory
 import mrdhelper
-import solvers
-import spiral
-from native_recon import Penalty
-from readouts import DataError, Readouts, data_scale, prepare_each, receive, repetition_time
+from recon import configuration, memory, spiral
+from recon.configuration import SpiralConfig, parameter
+from recon.readouts import DataError, Readouts, data_scale, prepare_each, receive, repetition_time
+from solvers import backends as solvers
+from solvers.native_recon import Penalty
+from solvers.problem import IterativeReconstruction
 
 logger = logging.getLogger(__name__)
 
 TIME_TOLERANCE = 0.05  # between the time stamps and the header's TR, over the whole scan [s]
 UNSTEADY_FRAMES = 5  # at the start of a scan, too bright to tell the data's scale
+
+
+@dataclass(frozen=True)
+class TfdReconstruction(IterativeReconstruction):
+    """Table [reconstruction] of the temporal finite difference reconstruction."""
+
+    fov_oversampling: float = parameter(
+        1.5, "Reconstructed field of view over the designed one.", minimum=0.5, maximum=8
+    )
+    arms_per_frame: int = parameter(7, "Arms of one frame: its temporal footprint.", "arms", minimum=1)
+    num_recon_frames: int = parameter(2000, "Frames to reconstruct; arms after the last are left out.", minimum=1)
+    num_chunks: int = parameter(
+        5, "Parts of the time series that are reconstructed one by one; 0: as few as the free memory allows.", minimum=0
+    )
+    reg_lambda: float = parameter(0.0002, "Weight of the temporal total variation.", minimum=0)
+
+
+@dataclass(frozen=True)
+class TfdConfig(SpiralConfig):
+    """Configuration of `rtspiral_bart_tvrecon`."""
+
+    FILE: ClassVar[str] = "configs/rtspiral_bart_tvrecon_config.toml"
+
+    reconstruction: TfdReconstruction = field(default_factory=TfdReconstruction)
 
 
 def process(connection: Any, config: Any, metadata: Any) -> None:
@@ -51,8 +74,8 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     metadata
         The MRD header; its user parameter ``tSequenceVariant`` names the metafile.
     """
-    warn, tell = spiral.to_client(connection), spiral.to_client(connection, constants.MRD_LOGGING_INFO)
-    settings = configuration.load(configuration.TfdConfig)
+    warn, tell = connection.warn, connection.info
+    settings = configuration.load(TfdConfig)
     options = settings.reconstruction
     solver = solvers.open_solver(options, connection.send_text, tell)
     scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True)
@@ -63,7 +86,7 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     describe(movies, options, tell, warn)
     check_time(slices, metadata, warn)
 
-    index, to_pixels, room = itertools.count(1), spiral.SeriesScale(metadata, warn), room_for(movies)
+    index, to_pixels, room = itertools.count(1), mrdhelper.SeriesScale(metadata, warn), room_for(movies)
     chunks = [(movie.readouts, chunk) for movie in movies for chunk in movie.chunks]
     with closing(solver.reconstruct(parts_of(movies, solver, options), len(chunks))) as results:
         for (readouts, chunk), images in zip(chunks, results, strict=True):
@@ -98,7 +121,7 @@ class Movie:
         return sum(len(chunk.kept) for chunk in self.chunks)
 
 
-def divide(readouts: Readouts, solver: solvers.Solver, options: configuration.TfdReconstruction) -> Movie:
+def divide(readouts: Readouts, solver: solvers.Solver, options: TfdReconstruction) -> Movie:
     """Divide the frames of a slice into chunks: those asked for, or as many as there are, where there are data.
 
     Raises
@@ -121,7 +144,7 @@ def divide(readouts: Readouts, solver: solvers.Solver, options: configuration.Tf
 
 
 def describe(
-    movies: Sequence[Movie], options: configuration.TfdReconstruction, tell: Callable[[str], None],
+    movies: Sequence[Movie], options: TfdReconstruction, tell: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Tell the client what will be made, and warn if that is less than was asked for."""
@@ -162,7 +185,7 @@ def steady(movie: Movie, arms: int) -> Sequence[int]:
 
 
 def chunks_that_fit(
-    solver: solvers.Solver, readouts: Readouts, frames: int, options: configuration.TfdReconstruction
+    solver: solvers.Solver, readouts: Readouts, frames: int, options: TfdReconstruction
 ) -> int:
     """Fewest chunks of which each fits into the memory that is free.
 
@@ -182,7 +205,7 @@ def chunks_that_fit(
 
 
 def parts_of(
-    movies: Iterable[Movie], solver: solvers.Solver, options: configuration.TfdReconstruction
+    movies: Iterable[Movie], solver: solvers.Solver, options: TfdReconstruction
 ) -> Iterator[solvers.Part]:
     """Yield what the solver needs for the chunks of all slices, each when it is asked for."""
     for movie in movies:
@@ -196,7 +219,7 @@ def parts_of(
 
 def part_of(
     readouts: Readouts, chunk: Chunk, maps: NDArray[Any], scale: float, weight: float,
-    options: configuration.TfdReconstruction,
+    options: TfdReconstruction,
 ) -> solvers.Part:  # fmt: skip
     """Return what the solver needs for a chunk."""
     arms = options.arms_per_frame

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from converter import Converter
-from doorkeeper import Doorkeeper, Visitor
-from limits import flag_of
-from memoryguard import MemoryGuard
-from module_loader import ModuleLoader
-from processes import group_lives, kill_group
-from recorder import make_folder
-from session import BUILT_IN, SAVE_ONLY, Session, SessionOptions
-from summary import Outcome, SessionSummary
-from workers import BREAK_OFF_WAIT, ProcessWorker, ThreadWorker, Worker, warm_up_processes
+from mrdio.limits import flag_of
+from mrdio.recordings import make_folder
+from serving.converter import Converter
+from serving.doorkeeper import Doorkeeper, Visitor
+from serving.memoryguard import MemoryGuard
+from serving.module_loader import ModuleLoader
+from serving.processes import group_lives, kill_group
+from serving.session import BUILT_IN, SAVE_ONLY, Session, SessionOptions
+from serving.summary import Outcome, SessionSummary
+from serving.workers import BREAK_OFF_WAIT, ProcessWorker, ThreadWorker, Worker, warm_up_processes
 
 try:
     import resource

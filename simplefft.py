@@ -5,17 +5,15 @@ cardiac phase, as soon as the repetition is complete. Several averages are avera
 data are zero-filled. A scan whose header does not call it Cartesian, such as EPI, is refused: its image would be wrong.
 """
 
-import functools
 import logging
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import cartesian
 import coils
-import constants
 import mrdhelper
+from recon import cartesian
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +30,19 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     metadata
         The MRD header.
     """
-    warn = functools.partial(connection.send_logging, constants.MRD_LOGGING_WARNING)
-    bits = mrdhelper.bits_stored(metadata)
-    maximum = 0.0  # one scale for the whole series, from the first repetition that is not empty
+    to_pixels = mrdhelper.SeriesScale(metadata, connection.warn, headroom=1.0)
     index = 0
-    for planes in cartesian.sort_repetitions(connection, metadata, warn):
+    for planes in cartesian.sort_repetitions(connection, metadata, connection.warn):
         images = [reconstruct(plane) for plane in planes]
-        brightest = max(mrdhelper.largest_magnitude(image) for image in images)
-        maximum = maximum or brightest
-        if brightest > 1.1 * maximum:
-            warn(f"an image is {brightest / maximum:.2f} times as bright as the first ones: its brightest pixels clip")
-        for plane, image in zip(planes, images, strict=True):
-            for head, pixels in zip(plane.heads, mrdhelper.scale_to_int16(image, bits, maximum), strict=True):
+        to_pixels.see(*images)
+        for plane, phases in zip(planes, images, strict=True):
+            for head, pixels in zip(plane.heads, map(to_pixels, phases), strict=True):
                 index += 1
                 connection.send_image(
                     mrdhelper.build_image(pixels, head, metadata, index=index, field_of_view=plane.field_of_view)
                 )
     if index == 0:
-        warn("there were no imaging readouts, so there is no image")
+        connection.warn("there were no imaging readouts, so there is no image")
     logger.info("sent %d images", index)
 
 

@@ -15,23 +15,20 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
 import coils
-import configuration
-import constants
 import mrdhelper
-import nufft
-import spiral
-from configuration import ViewSharingReconstruction
-from pipeline import threaded
-from slidingwindow import SlidingWindow
-from trajectory import Trajectory
+from recon import arrays, configuration, nufft, spiral
+from recon.configuration import SpiralConfig, SpiralReconstruction, parameter
+from recon.pipeline import threaded
+from recon.slidingwindow import SlidingWindow
+from recon.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +38,39 @@ USABLE_PART = 0.5  # of the readouts of a frame, at least; else it is not made
 MAPS_PART = 0.9  # of those of the frame whose coil maps are kept; until then each frame has its own
 
 
+@dataclass(frozen=True)
+class ViewSharingReconstruction(SpiralReconstruction):
+    """Table [reconstruction] of the view-sharing reconstruction."""
+
+    arms_per_frame: int = parameter(
+        55, "Arms gridded into one frame: its temporal footprint.", "arms", minimum=1, maximum=1_000_000
+    )
+    window_shift: int = parameter(
+        17, "Arms from the start of one frame to the start of the next.", "arms", minimum=1, maximum=1_000_000
+    )
+    ignore_arms_per_frame: bool = parameter(
+        False, "Take as many arms per frame, and shift by as many, as the metafile has interleaves."
+    )
+    coil_combine: str = parameter(
+        "adaptive",
+        "adaptive: by coil maps from the first frame (Inati); rssq: root sum of squares.",
+        choices=("adaptive", "rssq"),
+    )
+    save_complex: bool = parameter(False, "Send complex images, unscaled, instead of scaled magnitude images.")
+
+
+@dataclass(frozen=True)
+class ViewSharingConfig(SpiralConfig):
+    """Configuration of `simplenufft1arm`."""
+
+    FILE: ClassVar[str] = "configs/rtspiral_vs_config.toml"
+
+    reconstruction: ViewSharingReconstruction = field(default_factory=ViewSharingReconstruction)
+
+
 def prepare(config: Any, metadata: Any) -> None:
     """Do what can be done before the first readout comes: compile, read the trajectory, make its tables."""
-    settings = configuration.load(configuration.ViewSharingConfig)
+    settings = configuration.load(ViewSharingConfig)
     scan = spiral.SpiralScan(settings, metadata)
     nufft.open_backend(settings.reconstruction.gpu_device)
     nufft.warm_up()
@@ -63,22 +90,22 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     metadata
         The MRD header; its user parameter ``tSequenceVariant`` names the metafile.
     """
-    warn = spiral.to_client(connection)
-    settings = configuration.load(configuration.ViewSharingConfig)
+    settings = configuration.load(ViewSharingConfig)
     nufft.open_backend(settings.reconstruction.gpu_device)
-    scan = spiral.SpiralScan(settings, metadata, warn)
+    scan = spiral.SpiralScan(settings, metadata, connection.warn)
 
     readouts = threaded(scan.readouts(connection), WAITING_BYTES, "receiving", weight=lambda each: each.samples.nbytes)
     frames = threaded(reconstruct(readouts, scan, settings.reconstruction), FRAMES_WAITING, "reconstructing")
-    to_pixels = as_complex if settings.reconstruction.save_complex else spiral.SeriesScale(metadata, warn)
+    to_pixels = as_complex if settings.reconstruction.save_complex else mrdhelper.SeriesScale(metadata, connection.warn)
     index = 0
     for index, frame in enumerate(frames, start=1):
         connection.send_image(scan.image(to_pixels(frame.pixels), frame.head, index, frame.attributes(scan.ledger)))
         scan.ledger.sent(frame.arrival)
     if index == 0:
         received = scan.ledger.received
-        warn(f"no image was made: {received} imaging readouts came, fewer usable ones than one frame of a slice takes")
-    spiral.to_client(connection, constants.MRD_LOGGING_INFO)(scan.ledger.summary())
+        few = "fewer usable ones than one frame of a slice takes"
+        connection.warn(f"no image was made: {received} imaging readouts came, {few}")
+    connection.info(scan.ledger.summary())
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +177,7 @@ class Slice:
         """Image of a frame from its grid, as bright as with all its arms, and the header of its middle readout."""
         with self._plan.device():
             pixels = self._combine(self._plan.image(grid)) / self.usable_part
-        return nufft.to_host(pixels), self._arms[len(self._arms) // 2][0]
+        return arrays.to_host(pixels), self._arms[len(self._arms) // 2][0]
 
     def _combine(self, images: Any) -> Any:
         """Combine coil images [coil, row, column]."""

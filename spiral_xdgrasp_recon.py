@@ -17,24 +17,67 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal.windows import tukey
 
-import configuration
-import constants
-import memory
 import mrdhelper
-import physio
-import solvers
-import spiral
-from native_recon import Penalty
-from readouts import Readouts, prepare_each, receive, repetition_time
+from recon import configuration, memory, physio, spiral
+from recon.configuration import SpiralConfig, parameter
+from recon.readouts import Readouts, prepare_each, receive, repetition_time
+from solvers import backends as solvers
+from solvers.native_recon import Penalty
+from solvers.problem import IterativeReconstruction
 
 logger = logging.getLogger(__name__)
 
 TAPERED_PART = 0.1  # of the readout, at its end
+
+
+@dataclass(frozen=True)
+class XdReconstruction(IterativeReconstruction):
+    """Table [reconstruction] of the dual temporally constrained reconstruction."""
+
+    num_iter: int = parameter(300, "Iterations of the optimisation.", minimum=1)
+    arm_discard_pre: float = parameter(5.0, "Time at the start of the scan that is left out.", "s", minimum=0)
+    arm_discard_post: float = parameter(5.0, "Time at the end of the scan that is left out.", "s", minimum=0)
+    reg_lambda_resp: float = parameter(0.0005, "Weight of the total variation along respiration.", minimum=0)
+    reg_lambda_card: float = parameter(0.0005, "Weight of the total variation along the cardiac cycle.", minimum=0)
+
+
+@dataclass(frozen=True)
+class XdBinning:
+    """Table [binning] of the dual temporally constrained reconstruction."""
+
+    n_respiratory_bins: int = parameter(12, "Respiratory states.", minimum=1)
+    n_cardiac_bins: int = parameter(20, "Cardiac phases.", minimum=1)
+    trigger_source: str = parameter(
+        "pilottone_derivative",
+        "Where the cardiac triggers come from; respiration always comes from the pilot tone.",
+        choices=("ecg", "pilottone", "pilottone_derivative"),
+    )
+    ecg_pilottone_delay: float = parameter(
+        0.15, "How much later a pilot-tone trigger comes than that of the ECG.", "s", minimum=-5, maximum=5
+    )
+    resp_discard: float = parameter(
+        0.1, "Fraction of the readouts, of extreme respiratory amplitude, that is left out.", minimum=0, maximum=0.9
+    )
+    fill_small_bins: bool = parameter(
+        True, "true: fill every bin up to the largest with arms of weight zero; false: crop all to the smallest."
+    )
+
+
+@dataclass(frozen=True)
+class XdConfig(SpiralConfig):
+    """Configuration of `spiral_xdgrasp_recon`."""
+
+    FILE: ClassVar[str] = "configs/spiral_xdgrasp_config.toml"
+
+    reconstruction: XdReconstruction = field(default_factory=XdReconstruction)
+    binning: XdBinning = field(default_factory=XdBinning)
 
 
 def process(connection: Any, config: Any, metadata: Any) -> None:
@@ -49,8 +92,8 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     metadata
         The MRD header; its user parameter ``tSequenceVariant`` names the metafile.
     """
-    warn, tell = spiral.to_client(connection), spiral.to_client(connection, constants.MRD_LOGGING_INFO)
-    settings = configuration.load(configuration.XdConfig)
+    warn, tell = connection.warn, connection.info
+    settings = configuration.load(XdConfig)
     solver = solvers.open_solver(settings.reconstruction, connection.send_text, tell)
     scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True)
 
@@ -79,7 +122,7 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
 
 
 def sort(
-    readouts: Readouts, waveforms: Iterable[Any], settings: configuration.XdConfig, tr: float | None,
+    readouts: Readouts, waveforms: Iterable[Any], settings: XdConfig, tr: float | None,
     warn: Callable[[str], None],
 ) -> physio.BinTable:  # fmt: skip
     """Sort readouts into respiratory states and cardiac phases.
@@ -150,15 +193,13 @@ def check_memory(slices: Sequence[physio.BinTable], matrix: int) -> None:
 def taper(samples: int) -> NDArray[np.float32]:
     """Weights [samples] that lead a readout smoothly to its end.
 
-    They are the second half of a Tukey window of twice the length, as wide a cosine as `TAPERED_PART` says.
+    They are the second half of a Tukey window of twice the length, `TAPERED_PART` of which is cosine.
     """
-    position = (np.arange(samples) + samples) / (2 * samples - 1)
-    phase = np.maximum(position - (1 - TAPERED_PART / 2), 0) / (TAPERED_PART / 2)
-    return (0.5 + 0.5 * np.cos(np.pi * phase)).astype(np.float32)
+    return tukey(2 * samples, TAPERED_PART)[samples:].astype(np.float32)
 
 
 def part_of(
-    readouts: Readouts, maps: NDArray[Any], bins: physio.BinTable, options: configuration.XdReconstruction
+    readouts: Readouts, maps: NDArray[Any], bins: physio.BinTable, options: XdReconstruction
 ) -> solvers.Part:
     """Return what the solver needs: all bins [respiratory, cardiac] together."""
     return solvers.Part(

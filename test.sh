@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs all tests; further arguments go to pytest: ./test.sh tests/test_codec.py -k text
+# Sets up .venv and runs all tests; further arguments go to pytest: ./test.sh tests/mrdio/test_codec.py -k text
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./setup-venv.sh requirements-test.txt

@@ -15,21 +15,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rtspiral_bart_tvrecon import TfdConfig, TfdReconstruction
+
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-import bart_recon  # noqa: E402
-import bart_tools  # noqa: E402
-import coils  # noqa: E402
-import configuration  # noqa: E402
-import nufft  # noqa: E402
-import spiral  # noqa: E402
-from native import calibration  # noqa: E402
-from readouts import Readouts, receive  # noqa: E402
-from simulation.spiraldesign import SpiralDesign, design_spiral  # noqa: E402
-from simulation.spiralsimulation import Scan, Simulation, simulate  # noqa: E402
-from solvers import Reporter  # noqa: E402
-from trajectory import write_metafile  # noqa: E402
+import bart_tools
+import coils
+from recon import nufft, spiral
+from recon.readouts import Readouts, receive
+from recon.trajectory import write_metafile
+from simulation.spiraldesign import SpiralDesign, design_spiral
+from simulation.spiralsimulation import Scan, Simulation, simulate
+from solvers import bart_recon, calibration
+from solvers.problem import Reporter
 
 FOV = 0.256  # [m]
 CASES = {  # matrix, interleaves, field of view over the designed one, scan
@@ -94,8 +93,8 @@ def received(
     trajectory = design_spiral(SpiralDesign(resolution=FOV / matrix, interleaves=interleaves, arms=144), folder)
     write_metafile(trajectory)
     simulation = simulate(trajectory, scan)
-    settings = configuration.TfdReconstruction(fov_oversampling=fov_oversampling)
-    session = spiral.SpiralScan(configuration.TfdConfig((folder,), settings), simulation.header)
+    settings = TfdReconstruction(fov_oversampling=fov_oversampling)
+    session = spiral.SpiralScan(TfdConfig((folder,), settings), simulation.header)
     (readouts,) = receive(session, simulation.acquisitions(), fov_oversampling)
     return simulation, readouts
 

@@ -26,22 +26,23 @@ from typing import Any
 import ismrmrd
 import numpy as np
 
+from rtspiral_bart_tvrecon import TfdConfig
+from spiral_xdgrasp_recon import XdConfig
+
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-import bart_recon  # noqa: E402
-import bart_tools  # noqa: E402
-import coils  # noqa: E402
-import configuration  # noqa: E402
-import nufft  # noqa: E402
-import physio  # noqa: E402
-import spiral_xdgrasp_recon  # noqa: E402
-from connection import Connection  # noqa: E402
-from mrdheader import parse_header  # noqa: E402
-from simulation.gridding import gridded  # noqa: E402
-from simulation.spiraldesign import SpiralDesign, design_spiral  # noqa: E402
-from simulation.spiralsimulation import Scan, Simulation, simulate  # noqa: E402
-from trajectory import write_metafile  # noqa: E402
+import bart_tools
+import coils
+import spiral_xdgrasp_recon
+from connection import Connection
+from mrdio.mrdheader import parse_header
+from recon import configuration, nufft, physio
+from recon.trajectory import write_metafile
+from simulation.gridding import gridded
+from simulation.spiraldesign import SpiralDesign, design_spiral
+from simulation.spiralsimulation import Scan, Simulation, simulate
+from solvers import bart_recon
 
 ARMS, FRAMES, SHARED_ARMS = 7, 48, 55
 DESIGN = SpiralDesign()
@@ -49,7 +50,7 @@ TFD_SCAN = Scan(readouts=ARMS * FRAMES, coils=8, noise=0.002, heart_rate=84)
 LONG_SCAN = Scan(readouts=ARMS * 300, coils=8, noise=0.002, heart_rate=84)
 XD_SCAN = Scan(readouts=2304, coils=6, noise=0.002, heart_rate=66)
 TFD, XD = "rtspiral_bart_tvrecon", "spiral_xdgrasp_recon"
-CONFIGURATIONS = {TFD: configuration.TfdConfig, XD: configuration.XdConfig}
+CONFIGURATIONS = {TFD: TfdConfig, XD: XdConfig}
 TFD_SETTINGS = {"backend": "bart", "arms_per_frame": ARMS, "num_recon_frames": FRAMES, "num_chunks": 1,
                 "fov_oversampling": 1.0, "reg_lambda": 0.0002, "num_iter": 60}  # fmt: skip
 XD_SETTINGS = {"backend": "bart", "arm_discard_pre": 0, "arm_discard_post": 0, "num_iter": 30,
@@ -236,7 +237,7 @@ def xd_bins(simulation: Simulation) -> physio.BinTable:
     """Bins of a scan, as the module makes them."""
     heads = [acquisition.getHead() for acquisition in simulation.acquisitions()]
     settings = configuration.from_mapping(
-        configuration.XdConfig, {"reconstruction": XD_SETTINGS, "binning": XD_BINNING}, "benchmark"
+        XdConfig, {"reconstruction": XD_SETTINGS, "binning": XD_BINNING}, "benchmark"
     )
     readouts = SimpleNamespace(heads=heads, usable=[True] * len(heads))
     return spiral_xdgrasp_recon.sort(readouts, list(simulation.waveforms()), settings, simulation.scan.tr, print)

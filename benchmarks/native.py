@@ -25,25 +25,24 @@ from pathlib import Path
 
 import numpy as np
 
+from rtspiral_bart_tvrecon import TfdReconstruction
+from spiral_xdgrasp_recon import XdReconstruction
+
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-import iterative as phantom  # noqa: E402
+import iterative as phantom
 
-import bart_recon  # noqa: E402
-import bart_tools  # noqa: E402
-import configuration  # noqa: E402
-import native_recon  # noqa: E402
-import nufft  # noqa: E402
-import physio  # noqa: E402
-import readouts as kept  # noqa: E402
-import rtspiral_bart_tvrecon  # noqa: E402
-import solvers  # noqa: E402
-import spiral  # noqa: E402
-import spiral_xdgrasp_recon  # noqa: E402
-from simulation.spiraldesign import SpiralDesign  # noqa: E402
-from simulation.spiralsimulation import Scan, Simulation  # noqa: E402
-from trajectory import write_metafile  # noqa: E402
+import bart_tools
+import rtspiral_bart_tvrecon
+import spiral_xdgrasp_recon
+from recon import configuration, nufft, physio, spiral
+from recon import readouts as kept
+from recon.trajectory import write_metafile
+from simulation.spiraldesign import SpiralDesign
+from simulation.spiralsimulation import Scan, Simulation
+from solvers import backends as solvers
+from solvers import bart_recon, native_recon
 
 LONG, VERY_LONG = 240, 2000  # frames; the latter for a GPU
 ITERATIONS = (3, 6, 9, 12, 18, 24, 30)
@@ -109,7 +108,7 @@ def tfd_problem(frames: int, solver: solvers.Solver, design: SpiralDesign = phan
     """Frames of seven arms, constrained in time."""
     scan = dataclasses.replace(phantom.TFD_SCAN, readouts=phantom.ARMS * frames)
     simulation, readouts = receive(scan, phantom.TFD, design)
-    options = configuration.TfdReconstruction(arms_per_frame=phantom.ARMS)
+    options = TfdReconstruction(arms_per_frame=phantom.ARMS)
     maps = solver.coil_maps(readouts)
     scale = kept.data_scale(readouts, maps, phantom.ARMS, range(5, frames))
     weight = phantom.TFD_SETTINGS["reg_lambda"] * phantom.FRAMES
@@ -124,7 +123,7 @@ def xd_problem(solver: solvers.Solver) -> Problem:
     simulation, readouts = receive(phantom.XD_SCAN, phantom.XD)
     bins: physio.BinTable = phantom.xd_bins(simulation)
     np.multiply(readouts.samples, spiral_xdgrasp_recon.taper(readouts.samples.shape[-1]), out=readouts.samples)
-    options = configuration.XdReconstruction(**phantom.XD_SETTINGS)
+    options = XdReconstruction(**phantom.XD_SETTINGS)
     maps = solver.coil_maps(readouts)
     part = spiral_xdgrasp_recon.part_of(readouts, maps, bins, options)
     # One scale for both, so that the objective of both can be computed.

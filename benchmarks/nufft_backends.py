@@ -21,8 +21,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nufft import ArmPlan, GpuUnavailableError, to_host
-from slidingwindow import SlidingWindow
+from recon.arrays import to_host
+from recon.nufft import ArmPlan, GpuUnavailableError
+from recon.slidingwindow import SlidingWindow
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,11 +21,11 @@ from streaming import PROJECT, running_server
 
 sys.path.insert(0, str(PROJECT))
 
-from configuration import ViewSharingConfig
-from mrdfile import MrdWriter
+from mrdio.mrdfile import MrdWriter
+from recon.trajectory import write_metafile
+from simplenufft1arm import ViewSharingConfig
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan, Simulation, simulate
-from trajectory import write_metafile
 
 TR = 5.74e-3
 ARMS_PER_FRAME, WINDOW_SHIFT = 55, 17
@@ -193,7 +193,7 @@ def memory(desk: Desk, counts: tuple[int, int]) -> list[str]:
 
 def gpu(desk: Desk, arms: int) -> list[str]:
     """The large case on a GPU, where there is one."""
-    from nufft import GpuUnavailableError, open_backend
+    from recon.nufft import GpuUnavailableError, open_backend
 
     try:
         open_backend(0)

@@ -25,10 +25,10 @@ import numpy as np
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from codec import encode  # noqa: E402
-from connection import Connection  # noqa: E402
-from constants import MessageId  # noqa: E402
-from mrdfile import MrdReader, MrdWriter  # noqa: E402
+from connection import Connection
+from constants import MessageId
+from mrdio.codec import encode
+from mrdio.mrdfile import MrdReader, MrdWriter
 
 ROUNDS = 7
 READOUTS = 32_768
@@ -216,7 +216,7 @@ def starting() -> list[str]:
 
 def deserialising() -> list[str]:
     """Readouts taken apart in memory, against the ismrmrd package."""
-    from codec import read_messages
+    from mrdio.codec import read_messages
 
     count = 4096
     content = READOUT * count

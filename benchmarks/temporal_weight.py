@@ -14,21 +14,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rtspiral_bart_tvrecon import TfdConfig, TfdReconstruction
+
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-import bart_recon  # noqa: E402
-import bart_tools  # noqa: E402
-import coils  # noqa: E402
-import configuration  # noqa: E402
-import rtspiral_bart_tvrecon as tfd  # noqa: E402
-import spiral  # noqa: E402
-from native import calibration  # noqa: E402
-from readouts import Readouts, data_scale, receive  # noqa: E402
-from simulation.spiraldesign import SpiralDesign, design_spiral  # noqa: E402
-from simulation.spiralsimulation import Scan, simulate  # noqa: E402
-from solvers import NativeSolver, Reporter, Solver  # noqa: E402
-from trajectory import write_metafile  # noqa: E402
+import bart_tools
+import coils
+import rtspiral_bart_tvrecon as tfd
+from recon import spiral
+from recon.readouts import Readouts, data_scale, receive
+from recon.trajectory import write_metafile
+from simulation.spiraldesign import SpiralDesign, design_spiral
+from simulation.spiralsimulation import Scan, simulate
+from solvers import bart_recon, calibration
+from solvers.backends import NativeSolver
+from solvers.problem import Reporter, Solver
 
 ARMS, FOV = 7, 0.256  # arms per frame; [m]
 LENGTHS = (16, 48, 144)  # frames
@@ -55,7 +56,7 @@ class Series:
             write_metafile(trajectory)
             scan = Scan(readouts=ARMS * frames, coils=coil_count, noise=0.002, heart_rate=84)
             simulation = simulate(trajectory, scan)
-            settings = configuration.TfdConfig((Path(folder),), configuration.TfdReconstruction(fov_oversampling=1.0))
+            settings = TfdConfig((Path(folder),), TfdReconstruction(fov_oversampling=1.0))
             session = spiral.SpiralScan(settings, simulation.header)
             self.readouts: Readouts
             (self.readouts,) = receive(session, simulation.acquisitions(), 1.0)
@@ -67,7 +68,7 @@ class Series:
 
     def images(self, solver: Solver, weight: float, iterations: int, count: int = 1) -> NDArray:
         """Magnitudes [frame, row, column], made in so many parts."""
-        options = configuration.TfdReconstruction(arms_per_frame=ARMS, num_iter=iterations)
+        options = TfdReconstruction(arms_per_frame=ARMS, num_iter=iterations)
         chunks = list(tfd.split(self.frames, count, solver.overlap))
         parts = [tfd.part_of(self.readouts, chunk, self.maps, self.scale, weight, options) for chunk in chunks]
         return np.concatenate(

@@ -4,7 +4,6 @@
 which sets the filter's window.
 """
 
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ from typing import Any
 import ismrmrd
 import numpy as np
 
-import cartesian
 import coils
-import constants
 import mrdhelper
-from configuration import ConfigurationError, parameter
-from moduleparameters import read_parameters
+from recon import cartesian
+from recon.configuration import ConfigurationError, parameter
+from recon.moduleparameters import read_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +55,7 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
         elif isinstance(item, ismrmrd.Image):
             is_magnitude = item.image_type in (0, ismrmrd.IMTYPE_MAGNITUDE) and not np.iscomplexobj(item.data)
             connection.send_image(filter_image(item, window) if is_magnitude else item)
-    warn = functools.partial(connection.send_logging, constants.MRD_LOGGING_WARNING)
-    for image in reconstruct(readouts, metadata, warn):
+    for image in reconstruct(readouts, metadata, connection.warn):
         connection.send_image(filter_image(image, window))
 
 
@@ -69,8 +66,7 @@ def filter_image(image: ismrmrd.Image, window: int) -> ismrmrd.Image:
     # Beyond the edge, the pixels at the edge go on.
     pixels = median_filter(image.data, size=(1, 1, window, window), mode="nearest")
     head, meta = image.getHead(), ismrmrd.Meta(image.meta)
-    history = meta.get("ImageProcessingHistory") or []
-    meta["ImageProcessingHistory"] = [*(history if isinstance(history, list) else [history]), "MEDIAN"]
+    mrdhelper.append_to_meta(meta, "ImageProcessingHistory", "MEDIAN")
     meta["SequenceDescriptionAdditional"] = f"Median{window}"
     meta["Keep_image_geometry"] = "1"
     mrdhelper.set_image_directions(meta, head)

@@ -17,7 +17,7 @@ from dicomio.files import PYDICOM_ERRORS, DicomFileError, file_error, read_dicom
 from dicomio.flow import velocity_encoding
 from dicomio.frames import Frame, frame_count, plane_of
 from dicomio.header import SeriesFacts, acquisition_ticks, echo_time, trigger_time
-from progress import track
+from mrdio.progress import track
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+import mrdhelper
 from dicomio.frames import Frame, frame_count, frame_type, is_enhanced
 from dicomio.geometry import Plane
 from dicomio.minimal import COMPONENTS, clean, decimal, put_plane, valid_uid
@@ -33,16 +34,9 @@ ENHANCED_TYPES = 4  # values of an enhanced object's image type
 _NEVER_KEPT = ("DigitalSignaturesSequence", "MACParametersSequence", "InstanceCreatorUID")
 
 
-def as_texts(value: Any) -> list[str]:
-    """Values of a meta attribute as a list of texts."""
-    if value is None:
-        return []
-    return [str(item) for item in (value if isinstance(value, list) else [value]) if item is not None]
-
-
 def meta_number(meta: Mapping[str, Any], key: str) -> float | None:
     """Finite number in a meta attribute, the first of several; None when there is none."""
-    texts = as_texts(meta.get(key))
+    texts = mrdhelper.meta_values(meta, key)
     try:
         number = float(texts[0])
     except (IndexError, ValueError):
@@ -60,7 +54,7 @@ def mark_derived(frame: Frame, meta: Mapping[str, Any], kind: int) -> None:
     dataset = frame.dataset
     source_kind = image_kind(frame)
     _refer_to_source(frame, meta)
-    history = [text for text in as_texts(meta.get("ImageProcessingHistory")) if text != "DICOM"]
+    history = [text for text in mrdhelper.meta_values(meta, "ImageProcessingHistory") if text != "DICOM"]
     if history:
         dataset.DerivationDescription = clean(", ".join(history), 1024)
     now = dt.datetime.now()
@@ -79,7 +73,7 @@ def mark_derived(frame: Frame, meta: Mapping[str, Any], kind: int) -> None:
             dataset.PixelPresentation = "TRUE_COLOR"
             dataset.ICCProfile, dataset.ColorSpace = _srgb_profile(), "SRGB"
     is_new_component = kind in COMPONENTS and kind != source_kind
-    types = _derived_type(frame_type(frame), as_texts(meta.get("ImageType")), is_enhanced(dataset))
+    types = _derived_type(frame_type(frame), mrdhelper.meta_values(meta, "ImageType"), is_enhanced(dataset))
     if is_new_component and not is_enhanced(dataset):
         types[2:3] = [COMPONENTS[kind][0]]
     dataset.ImageType = types
@@ -274,15 +268,15 @@ def put_identity(
     for keyword in _NEVER_KEPT:
         if keyword in dataset:
             delattr(dataset, keyword)
-    own = clean("".join(as_texts(meta.get("SeriesDescription"))[:1]))
-    additions = [clean("_".join(as_texts(meta.get("SequenceDescriptionAdditional")))), label]
+    own = clean("".join(mrdhelper.meta_values(meta, "SeriesDescription")[:1]))
+    additions = [clean("_".join(mrdhelper.meta_values(meta, "SequenceDescriptionAdditional"))), label]
     if own or any(additions):
         words = [own or str(dataset.get("SeriesDescription") or ""), *additions]
         # The addition is what tells the series apart, so it is the rest that is cut.
         tail = "_".join(word for word in words[1:] if word)[:64]
         start = words[0][: max(0, 63 - len(tail))] if tail else words[0]
         dataset.SeriesDescription = "_".join(word for word in (start, tail) if word)
-    comment = " ".join(as_texts(meta.get("ImageComments")) or as_texts(meta.get("ImageComment")))
+    comment = " ".join(mrdhelper.meta_values(meta, "ImageComments") or mrdhelper.meta_values(meta, "ImageComment"))
     if comment:
         dataset.ImageComments = clean(comment, 10240)
     added = f"{dataset.get('SeriesDescription') or ''}{dataset.get('ImageComments') or ''}"

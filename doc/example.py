@@ -17,14 +17,14 @@ import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from client import ClientOptions, run  # noqa: E402
-from configuration import project_path  # noqa: E402
 from generate_spiral_dataset import write_raw  # noqa: E402
-from mrdfile import MrdReader  # noqa: E402
+from mrdio.mrdfile import MrdReader  # noqa: E402
+from recon.configuration import project_path  # noqa: E402
+from recon.trajectory import write_metafile  # noqa: E402
 from server import Server, ServerOptions  # noqa: E402
-from session import SessionOptions  # noqa: E402
+from serving.session import SessionOptions  # noqa: E402
 from simulation.spiraldesign import SpiralDesign, design_spiral  # noqa: E402
 from simulation.spiralsimulation import Scan, simulate  # noqa: E402
-from trajectory import write_metafile  # noqa: E402
 
 
 def main(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import ismrmrd
 
-from codec import CODECS, Limits, ProtocolError, read_content
+from mrdio.codec import CODECS, Limits, ProtocolError, read_content
 
 from .ground import Case, Ground, anything, case, closed, quiet, told
 from .scripted import (

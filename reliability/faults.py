@@ -23,7 +23,7 @@ from reliability.ground import Ground, Row
 MODES = ("threads", "processes")
 
 # Limits that the cases of a group run into [s].
-_SHORT = ("--timeout", "0.7", "--openingTime", "1.5", "--messageTime", "1.5", "--sendTimeout", "0.7")
+_SHORT = [f"--limit={each}" for each in ("timeout=0.7", "openingTime=1.5", "messageTime=1.5", "sendTimeout=0.7")]
 
 
 @dataclass(frozen=True)

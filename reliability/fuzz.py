@@ -5,7 +5,7 @@
 
 Each target runs in a process of its own, for so many seconds, from the inputs in ``tests/fuzz_corpus`` and those that
 earlier runs found worth keeping (``--work``). A finding ends its target; its input is kept, and is to become a file of
-``tests/fuzz_corpus/<target>``, from where ``tests/test_fuzz.py`` runs it ever after. The exit status is 1 when there
+``tests/fuzz_corpus/<target>``, from where the tests run it ever after. The exit status is 1 when there
 are findings.
 """
 
@@ -28,8 +28,9 @@ CORPUS = PROJECT / "tests" / "fuzz_corpus"
 
 # Whose branches guide the mutations; what is compiled (numpy, expat, HDF5) cannot be watched, and need not be.
 WATCHED = [
-    "codec", "connection", "session", "recorder", "mrdfile", "mrdheader", "configuration", "module_loader",
-    "moduleparameters", "matfile", "trajectory", "tomllib", "jsonparameters", "socketstream",
+    "mrdio.codec", "connection", "serving.session", "recorder", "mrdio.mrdfile", "mrdio.mrdheader",
+    "recon.configuration", "serving.module_loader", "recon.moduleparameters", "recon.matfile", "recon.trajectory",
+    "tomllib", "mrdio.jsonparameters", "mrdio.socketstream",
 ]  # fmt: skip
 ALSO_WATCHED = {"header": ["xsdata.formats.dataclass.parsers"], "attributes": ["ismrmrd.meta"]}
 

@@ -21,19 +21,22 @@ from ismrmrd.serialization import ProtocolDeserializer
 
 import analyzeflow
 import report
-from codec import CODECS, MrdError, ProtocolError, decode_text, encode, make_image, read_messages
-from configuration import ConfigurationError, TfdConfig, ViewSharingConfig, XdConfig, load
 from connection import Connection
 from constants import MessageId
-from jsonparameters import parse_parameters
-from limits import Limits
-from module_loader import ModuleError, ModuleLoader
-from moduleparameters import read_parameters
-from mrdfile import MrdReader
-from mrdheader import parse_header
-from recorder import convert_stream, protocol_name
-from session import Session, SessionOptions
-from trajectory import TrajectoryError, read_metafile
+from mrdio.codec import CODECS, MrdError, ProtocolError, decode_text, encode, make_image, read_messages
+from mrdio.jsonparameters import parse_parameters
+from mrdio.limits import Limits
+from mrdio.mrdfile import MrdReader
+from mrdio.mrdheader import parse_header
+from mrdio.recordings import convert_stream, protocol_name
+from recon.configuration import ConfigurationError, load
+from recon.moduleparameters import read_parameters
+from recon.trajectory import TrajectoryError, read_metafile
+from rtspiral_bart_tvrecon import TfdConfig
+from serving.module_loader import ModuleError, ModuleLoader
+from serving.session import Session, SessionOptions
+from simplenufft1arm import ViewSharingConfig
+from spiral_xdgrasp_recon import XdConfig
 
 LIMITS = Limits(text=1 << 16, header=1 << 15, attributes=1 << 14, data=1 << 20, json=1 << 12, images=3, timeout=1.0)
 DATA = {MessageId.ISMRMRD_ACQUISITION, MessageId.ISMRMRD_IMAGE, MessageId.ISMRMRD_WAVEFORM}

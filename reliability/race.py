@@ -19,12 +19,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 if str(PROJECT) not in sys.path:
     sys.path.insert(0, str(PROJECT))
 
-import ismrmrd  # noqa: E402
+import ismrmrd
 
-from commandline import number  # noqa: E402
-from mrdfile import MrdFileError, MrdReader  # noqa: E402
-from reliability.scripted import CLOSE, config, header, readout  # noqa: E402
-from reliability.serverprocess import PATIENCE  # noqa: E402
+from mrdio.commandline import number
+from mrdio.mrdfile import MrdFileError, MrdReader
+from reliability.scripted import CLOSE, config, header, readout
+from reliability.serverprocess import PATIENCE
 
 READOUTS = 3  # of a stream
 CONVERTERS = (2, 3, 4)

@@ -25,16 +25,16 @@ PROJECT = Path(__file__).resolve().parent.parent
 if str(PROJECT) not in sys.path:
     sys.path.insert(0, str(PROJECT))
 
-import psutil  # noqa: E402
+import psutil
 
-from commandline import number  # noqa: E402
-from mrdfile import MrdFileError, MrdReader  # noqa: E402
-from recorder import protocol_name  # noqa: E402
-from reliability.serverprocess import ServerProcess  # noqa: E402
-from reliability.soakclient import Client, Report  # noqa: E402
-from reliability.soakfigures import AT_REST, Run, Sample, draw, judge, save, summary  # noqa: E402
-from reliability.soakscans import FAILS_AFTER, make_scans  # noqa: E402
-from server import HOUSEKEEPING  # noqa: E402
+from mrdio.commandline import number
+from mrdio.mrdfile import MrdFileError, MrdReader
+from mrdio.recordings import protocol_name
+from reliability.serverprocess import ServerProcess
+from reliability.soakclient import Client, Report
+from reliability.soakfigures import AT_REST, Run, Sample, draw, judge, save, summary
+from reliability.soakscans import FAILS_AFTER, make_scans
+from server import HOUSEKEEPING
 
 PERIOD = 1.0  # of the samples [s]
 KILL_EVERY = 10.0  # mean time between two killed processes of clients [s]

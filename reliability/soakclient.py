@@ -23,8 +23,8 @@ from pathlib import Path
 
 import ismrmrd
 
-from codec import MrdError
 from connection import Connection
+from mrdio.codec import MrdError
 
 from .soakscans import PROTOCOL, Scan, read_scans
 

@@ -10,10 +10,10 @@ from typing import Any, Self
 import ismrmrd
 import numpy as np
 
+from recon.trajectory import write_metafile
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan as SpiralScan
 from simulation.spiralsimulation import simulate
-from trajectory import write_metafile
 
 from .scripted import CLOSE, config, header, message
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import coils
-import nufft
+from recon import nufft
 from simulation.spiralsimulation import Simulation
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from GIRF import RASTER
-from trajectory import SIGNATURE_LENGTH, Trajectory, ring_areas
+from recon.trajectory import SIGNATURE_LENGTH, Trajectory, ring_areas
 
 GAMMA_BAR = 42.576e6  # [Hz/T]
 GOLDEN_ANGLE = 180 * (3 - math.sqrt(5))  # [degree], the smaller part of a full turn divided by the golden ratio
@@ -175,7 +175,7 @@ def synthetic_girf(points: int = 3800) -> NDArray[np.complex128]:
     """Gradient impulse response of an invented scanner, with what measured ones show.
 
     Each axis has its own delay, loses high frequencies, and induces two eddy currents, which oppose changes. Delays are
-    near those that `GIRF.predict_trajectory` takes back, and the bandwidth is at the upper end of what is measured: the
+    near those that `GIRF.predict_gradients` takes back, and the bandwidth is at the upper end of what is measured: the
     centre of k-space is then sampled as densely as planned, so that the metafile's weights still fit.
 
     Parameters

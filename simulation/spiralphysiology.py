@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrdhelper import SECONDS_PER_TICK
-from physio import (
+from recon.physio import (
     DERIVATIVE_TRIGGER_ROW,
     ECG,
     ECG_TRIGGER_ROW,

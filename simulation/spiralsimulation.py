@@ -20,14 +20,15 @@ import ismrmrd.xsd
 import numpy as np
 from numpy.typing import NDArray
 
-from GIRF import predict_trajectory, rotation_to_physical
+from GIRF import rotation_to_physical
 from mrdhelper import SECONDS_PER_TICK
-from mrdsource import in_time_order
+from mrdio.mrdsource import in_time_order
+from recon.gradientresponse import predict_trajectory
+from recon.trajectory import SIGNATURE_PARAMETER, Trajectory
 from simulation import spiralphysiology
 from simulation.phantom import Ellipse
 from simulation.spiralphantom import array_coils, as_parameters, moving_kspace
 from simulation.spiraltruth import Truth
-from trajectory import SIGNATURE_PARAMETER, Trajectory
 
 ECHO_TIME = 0.91e-3  # [s]
 SLICE_THICKNESS = 6e-3  # [m]

@@ -4,6 +4,8 @@ import ismrmrd
 import ismrmrd.xsd
 import numpy as np
 
+import constants
+
 
 class FakeConnection:
     """Yields items, records what is sent."""
@@ -20,6 +22,12 @@ class FakeConnection:
 
     def send_logging(self, level, text):
         self.logs.append((level, text))
+
+    def info(self, text):
+        self.send_logging(constants.MRD_LOGGING_INFO, text)
+
+    def warn(self, text):
+        self.send_logging(constants.MRD_LOGGING_WARNING, text)
 
     def send_text(self, text):
         self.texts.append(text)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from native import timekeeper
+from solvers import timekeeper
 
 PATIENCE = 20.0
 

@@ -19,15 +19,14 @@ import numpy as np
 import pytest
 from ismrmrd.serialization import ProtocolDeserializer, ProtocolSerializer
 
-import nufft
 from connection import Connection
-from converter import Converter
 from dask_cluster import dask, dask_processes  # noqa: F401 - fixtures
-from limits import Limits
+from mrdio.limits import Limits
+from recon import nufft
 from server import Server, ServerOptions
-from session import SessionOptions
-
-PATIENCE = 10.0  # how long a test waits for what has to come [s]; nothing waits that long when all is well
+from server_process import PATIENCE, start_server_process  # noqa: F401 - PATIENCE is imported from here
+from serving.converter import Converter
+from serving.session import SessionOptions
 
 # ---- samples -------------------------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 import dicom2mrd
 import mrd2dicom
-from codec import MessageId, encode, read_messages
-from mrdfile import MrdReader, MrdWriter
+from mrdio.codec import MessageId, encode, read_messages
+from mrdio.mrdfile import MrdReader, MrdWriter
 
 
 def testdata(name):

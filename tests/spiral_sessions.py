@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import coils
-import configuration
-import readouts
-import spiral
+import constants
+from recon import readouts, spiral
+from recon.trajectory import write_metafile
+from rtspiral_bart_tvrecon import TfdConfig, TfdReconstruction
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan, Simulation, simulate
-from trajectory import write_metafile
 
 FOV = 0.256  # [m]
 
@@ -38,15 +38,16 @@ def small_scan(folder: Path, matrix: int = 48, interleaves: int = 12, ordering: 
 
 
 def configure(monkeypatch: Any, cls: type, folder: Path, **tables: dict[str, Any]) -> None:
-    """Have a module read this configuration; metafiles are in the folder."""
+    """Have a module read this configuration; metafiles are in the folder, which becomes the current one."""
     lines = [f"metafile_paths = ['{folder}']"]
     for name, table in tables.items():
         lines.append(f"[{name}]")
         for key, value in table.items():
             lines.append(f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}")
-    path = folder / f"{cls.__name__}.toml"
+    path = folder / cls.FILE
+    path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines))
-    monkeypatch.setattr(cls, "FILE", str(path))
+    monkeypatch.chdir(folder)  # a relative path starts there
 
 
 @dataclass
@@ -72,6 +73,12 @@ class Client:
 
     def send_logging(self, level, text):
         self.texts.append(f"{level} {text}")
+
+    def info(self, text):
+        self.send_logging(constants.MRD_LOGGING_INFO, text)
+
+    def warn(self, text):
+        self.send_logging(constants.MRD_LOGGING_WARNING, text)
 
     @property
     def pixels(self) -> np.ndarray:
@@ -125,8 +132,8 @@ def wait_until(condition: Any, seconds: float = 10.0) -> bool:
 
 def received(simulation: Simulation, fov_oversampling: float = 1.0, most: int | None = None) -> readouts.Readouts:
     """Readouts of a simulated scan."""
-    settings = configuration.TfdReconstruction(fov_oversampling=fov_oversampling)
-    scan = spiral.SpiralScan(configuration.TfdConfig((simulation.trajectory.file.parent,), settings), simulation.header)
+    settings = TfdReconstruction(fov_oversampling=fov_oversampling)
+    scan = spiral.SpiralScan(TfdConfig((simulation.trajectory.file.parent,), settings), simulation.header)
     (kept,) = readouts.receive(scan, simulation.acquisitions(), fov_oversampling, most)
     return kept
 

@@ -1,0 +1,219 @@
+"""Ends the session that takes too much memory, before the system ends the server.
+
+What a session in a process of its own uses is known: the memory of its process and the programs it runs, and a share of
+what these share with others. What one of several threads uses nobody knows; it is estimated (`Ledger`).
+"""
+
+import contextlib
+import ctypes
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from mrdio.limits import MIB, Limits, flag_of
+from recon.cgroups import memory_of_groups
+from serving.workers import BREAK_OFF_WAIT, Worker
+
+logger = logging.getLogger(__name__)
+
+# How often is looked [s].
+PERIOD = 0.5
+
+# What the server may use, of what the machine or the container has, unless it is told.
+SHARE = 0.8
+
+# How long the memory of a session that has been ended may take to go, before a further one is ended [s].
+SETTLE = 10.0
+
+
+class Ledger:
+    """Puts the memory of one process down to the sessions in its threads: an estimate.
+
+    What the process has grown by from one look to the next is put down to its sessions in proportion to what they have
+    received meanwhile, equally when none has received anything. What it has shrunk by is taken first from what ended
+    sessions have left behind, then from the sessions in proportion to what they hold.
+    """
+
+    def __init__(self) -> None:
+        self._total: float | None = None
+        self._held: dict[str, float] = {}
+        self._received: dict[str, int] = {}
+        self._left_behind = 0.0
+
+    def book(self, total: float, received: Mapping[str, int]) -> dict[str, float]:
+        """What each session holds now [bytes].
+
+        Parameters
+        ----------
+        total : float
+            Memory of the process now [bytes].
+        received : mapping
+            What each running session has received since it began [bytes], by its name.
+        """
+        self._left_behind += sum(held for name, held in self._held.items() if name not in received)
+        self._held = {name: self._held.get(name, 0.0) for name in received}
+        meanwhile = {name: count - self._received.get(name, 0) for name, count in received.items()}
+        change = total - (total if self._total is None else self._total)
+        self._total, self._received = total, dict(received)
+        if change > 0:
+            if not any(meanwhile.values()):
+                meanwhile = dict.fromkeys(meanwhile, 1)
+            self._spread(change, meanwhile)
+        else:
+            freed = min(-change, self._left_behind)
+            self._left_behind -= freed
+            self._spread(max(change + freed, -sum(self._held.values())), dict(self._held))
+        return dict(self._held)
+
+    def _spread(self, change: float, weights: Mapping[str, float]) -> None:
+        whole = sum(weights.values())
+        for name, weight in weights.items():
+            if whole:
+                self._held[name] += change * weight / whole
+
+
+class ProcessTree:
+    """The server's process and all that it has started, as they are now.
+
+    Attributes
+    ----------
+    resident : dict
+        Memory of each process, by its number, with what it shares with others [bytes].
+    """
+
+    def __init__(self) -> None:
+        import psutil  # here: listening is not to wait for it
+
+        self._gone = psutil.Error
+        own = psutil.Process()
+        self._processes, self._parents, self.resident = {}, {}, {}
+        for process in [own, *own.children(recursive=True)]:
+            with contextlib.suppress(self._gone):
+                self._parents[process.pid] = process.ppid()
+                self.resident[process.pid] = process.memory_info().rss
+                self._processes[process.pid] = process
+
+    def below(self, pid: int) -> list[int]:
+        """Numbers of a process and of all that it has started."""
+        found = [pid] if pid in self._processes else []
+        for parent in found:  # which grows meanwhile
+            found += [child for child in self._processes if self._parents[child] == parent]
+        return found
+
+    def portion(self, pid: int) -> int:
+        """Memory of a process and what it has started, and their share of what they share with others [bytes]."""
+        return sum(map(self._exact, self.below(pid)))
+
+    def whole(self) -> int:
+        """Memory of all processes, each page counted once [bytes]."""
+        return sum(map(self._exact, self._processes))
+
+    def _exact(self, pid: int) -> int:
+        try:
+            memory = self._processes[pid].memory_full_info()
+        except self._gone:
+            return 0
+        return getattr(memory, "pss", memory.uss)  # only Linux knows the shares in shared pages
+
+
+class MemoryGuard(threading.Thread):
+    """Looks at the memory of the server and of its sessions, and ends a session when there is too much.
+
+    Parameters
+    ----------
+    limits : Limits
+        How much that is.
+    workers : callable
+        Returns the sessions that run.
+    """
+
+    def __init__(self, limits: Limits, workers: Callable[[], Sequence[Worker]]) -> None:
+        super().__init__(name="memory guard", daemon=True)
+        self._most, self._session_most = limits.memory, limits.session_memory
+        self._workers = workers
+        self._stopped = threading.Event()
+        self._ledger = Ledger()
+        self._ended: dict[Worker, float] = {}  # and since when
+
+    def stop(self) -> None:
+        """Have it end, and wait for that."""
+        self._stopped.set()
+        self.join()
+
+    def run(self) -> None:
+        """Look again and again, also when that has failed: there may be no file descriptors left for a while."""
+        import psutil  # as above
+
+        failing = False
+        while True:
+            try:
+                self._look(ProcessTree())
+                failing = False
+            except (OSError, psutil.Error) as error:
+                if not failing:
+                    logger.error("The memory in use cannot be found out, and is not limited meanwhile: %s", error)
+                failing = True
+            if self._stopped.wait(PERIOD):
+                return
+
+    def _look(self, tree: ProcessTree) -> None:
+        self._most = self._most or default_memory()
+        running = [worker for worker in self._workers() if worker.is_alive()]
+        resident = sum(tree.resident.values())
+        booked = self._ledger.book(resident, {each.name: each.received for each in running if each.pid is None})
+        self._see_off(running)
+        used = {
+            worker: booked[worker.name] if worker.pid is None else self._used(tree, worker.pid)
+            for worker in running
+            if worker not in self._ended
+        }
+        settling = any(time.monotonic() - since < SETTLE for since in self._ended.values())
+        if not used or settling:
+            return
+        worker = max(used, key=used.__getitem__)
+        if self._session_most and used[worker] > self._session_most:
+            limit = f"{_mib(self._session_most)} ({flag_of('session_memory')})"
+            self._end(worker, f"the session uses {_mib(used[worker])}, more than one may, {limit}")
+        elif resident > self._most and (whole := tree.whole()) > self._most:
+            limit = f"{_mib(self._most)} ({flag_of('memory')})"
+            share = f"this session uses the most of it, {_mib(used[worker])}"
+            self._end(worker, f"the server uses {_mib(whole)}, more than it may, {limit}, and {share}")
+
+    def _used(self, tree: ProcessTree, pid: int) -> int:
+        """Memory of a session's process: what it shares counts only as long as that makes no difference."""
+        resident = sum(tree.resident[each] for each in tree.below(pid))
+        return tree.portion(pid) if resident > (self._session_most or self._most) else resident
+
+    def _end(self, worker: Worker, reason: str) -> None:
+        logger.error("is ended: %s", reason, extra={"session": worker.name})
+        self._ended[worker] = time.monotonic()
+        worker.break_off(reason)
+
+    def _see_off(self, running: list[Worker]) -> None:
+        """Forget those that have ended, and kill processes that do not end."""
+        for worker, since in list(self._ended.items()):
+            if worker not in running:
+                del self._ended[worker]
+                _give_back()
+            elif time.monotonic() - since > BREAK_OFF_WAIT:
+                worker.kill()
+
+
+def default_memory() -> int:
+    """What the server may use unless it is told: a share of what the machine or the container has [bytes]."""
+    import psutil
+
+    return int(SHARE * min([psutil.virtual_memory().total, *(limit for limit, _ in memory_of_groups())]))
+
+
+def _give_back() -> None:
+    """Have the C library return what has been freed to the system; it keeps it otherwise, and it would be counted."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # other C libraries have no such thing
+        trim(0)
+
+
+def _mib(count: float) -> str:
+    return f"{count / MIB:.0f} MiB"

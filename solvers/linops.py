@@ -1,0 +1,264 @@
+"""Linear operators of temporally constrained, multi-coil, non-Cartesian imaging, each with its adjoint.
+
+`Encoding` is the measurement E of a series of frames, `Difference` the step D from one frame to the next. Images are
+[..., row, column] in the scanner's orientation, see `nufft`; E is scaled as a unitary transform would be (one over the
+root of the number of pixels), and so is BART's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon import arrays, nufft
+from recon.arrays import array_module
+from recon.nufft import ArmPlan, ArrayBackend
+from solvers import toeplitz
+from solvers.team import Team
+from solvers.transforms import fourier_module
+
+
+@dataclass(frozen=True)
+class Difference:
+    """D, the differences from frame to frame along one axis.
+
+    Attributes
+    ----------
+    axis
+        Axis of the frames.
+    cyclic
+        Whether the last frame's next one is the first.
+    """
+
+    axis: int
+    cyclic: bool
+
+    def __call__(self, images: Any) -> Any:
+        """Return image(next) - image(this): as many as there are frames if cyclic, else one fewer."""
+        xp = array_module(images)
+        if self.cyclic:
+            return xp.roll(images, -1, self.axis) - images
+        return xp.diff(images, axis=self.axis)
+
+    def adjoint(self, differences: Any) -> Any:
+        """Return D^H of differences."""
+        xp = array_module(differences)
+        if self.cyclic:
+            return xp.roll(differences, 1, self.axis) - differences
+        ends = [(0, 0)] * differences.ndim
+        ends[self.axis] = (1, 1)
+        return -xp.diff(xp.pad(differences, ends), axis=self.axis)
+
+    def eigenvalues(self, frames: int) -> NDArray[np.float64]:
+        """Eigenvalues [mode] of D^H D for so many frames, in the order of `modes`."""
+        return 2 - 2 * np.cos((2 if self.cyclic else 1) * np.pi * np.arange(frames) / frames)
+
+    def modes(self, images: Any, inverse: bool = False) -> Any:
+        """Transform the frames to the eigenvectors of D^H D, or back: a unitary Fourier or cosine transform."""
+        fft = fourier_module(array_module(images))
+        if self.cyclic:
+            return (fft.ifft if inverse else fft.fft)(images, axis=self.axis, norm="ortho")
+        return (fft.idct if inverse else fft.dct)(images, axis=self.axis, norm="ortho")
+
+
+class Encoding:
+    """E, from frames to the samples that each frame's own arms take with each coil.
+
+    Arms have weights, the W of the data term 1/2 (E x - y)^H W (E x - y): `adjoint` is E^H W, the adjoint in the inner
+    product that they make, and `normal` E^H W E. Arms of weight 0 do not exist, whatever they hold. Arms that occur
+    more than once are planned once.
+
+    Parameters
+    ----------
+    coordinates
+        [frame, arm, sample, (kx, ky)] in cycles per field of view.
+    weights
+        [frame, arm]; None: all are 1.
+    maps
+        complex64 [coil, row, column], where the backend works.
+    team
+        Who works on the frames.
+    backend
+        Of the CPU or the GPU; None: the CPU.
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit, or coordinates or weights are not finite, or weights are negative.
+    """
+
+    def __init__(
+        self, coordinates: NDArray[Any], weights: NDArray[Any] | None, maps: Any, team: Team,
+        backend: ArrayBackend | None = None,
+    ) -> None:  # fmt: skip
+        if coordinates.ndim != 4 or coordinates.shape[3] != 2:
+            raise ValueError(f"coordinates are {coordinates.shape}, expected (frames, arms, samples, 2)")
+        weights = arm_weights(weights, coordinates.shape[:2])
+        self.maps, self.weights, self.team = maps, weights, team
+        self.shape = (int(maps.shape[1]), int(maps.shape[2]))
+        self._backend = backend or nufft.open_backend()
+        self._arms, self._columns = distinct_arms(coordinates, weights > 0)
+        if not len(self._arms):
+            raise ValueError("no arm has a weight above 0")
+        self._unit = np.float32(1 / np.sqrt(np.prod(self.shape)))  # makes a unitary transform of it
+
+    def used(self, frame: int) -> NDArray[np.intp]:
+        """Arms of a frame that count."""
+        return np.flatnonzero(self.weights[frame])
+
+    def forward(self, images: Any) -> NDArray[np.complex64]:
+        """Return samples [frame, arm, coil, sample] of images [frame, row, column]; zero where arms do not exist."""
+        samples = np.zeros((*self.weights.shape, len(self.maps), self._arms.shape[1]), np.complex64)
+        plan = Plan(self._arms, self.shape, self.team, self._backend)
+
+        def work(frame: int) -> None:
+            if not (used := self.used(frame)).size:
+                return
+            samples[frame, used] = plan.forward(self.maps * images[frame], self._columns[frame, used]) * self._unit
+
+        self.team.each(work, len(samples))
+        return samples
+
+    def adjoint(self, samples: NDArray[Any], mixing: NDArray[Any] | None = None) -> Any:
+        """Return E^H W of samples, images [frame, row, column].
+
+        Parameters
+        ----------
+        samples
+            [frame, arm, coil, sample].
+        mixing
+            [coil, coil of the samples]: what makes the coils of the maps of those of the samples; None: they are those.
+        """
+        images = self._backend.xp.empty((len(samples), *self.shape), np.complex64)
+        plan = Plan(self._arms, self.shape, self.team, self._backend)
+        conjugate_maps = self.maps.conj() * self._unit
+
+        def work(frame: int) -> None:
+            grid = plan.zeros(len(self.maps))
+            for arm in self.used(frame):
+                taken = samples[frame, arm] if mixing is None else mixing @ samples[frame, arm]
+                plan.add_arm(grid, self._columns[frame, arm], taken * np.float32(self.weights[frame, arm]))
+            images[frame] = (conjugate_maps * plan.image(grid)).sum(axis=0)
+
+        self.team.each(work, len(samples))
+        return images
+
+    def kernels(self) -> Any:
+        """Return each frame's kernel [frame, phase, row frequency, column frequency] for `toeplitz.ToeplitzNormal`."""
+        size = tuple(toeplitz.transform_size(n) for n in self.shape)
+        kernels = self._backend.xp.empty((len(self.weights), toeplitz.PHASES, *size), np.float32)
+        stretch = [2 * length / pixels for length, pixels in zip(size[::-1], self.shape[::-1], strict=True)]
+        plan = Plan(self._arms * stretch, (2 * size[0], 2 * size[1]), self.team, self._backend)
+        ones = np.full((1, self._arms.shape[1]), self._unit**2, np.complex64)
+
+        def work(frame: int) -> None:
+            grid = plan.zeros(1)
+            for arm in self.used(frame):
+                plan.add_arm(grid, self._columns[frame, arm], ones * np.float32(self.weights[frame, arm]))
+            kernels[frame] = toeplitz.kernel(plan.image(grid)[0])
+
+        self.team.each(work, len(kernels))
+        return kernels
+
+    def data_term(self, images: Any, samples: NDArray[Any]) -> float:
+        """Return 1/2 (E x - y)^H W (E x - y) for images x and samples y, shaped as those of `forward`."""
+        misfit = np.zeros(len(samples))
+        plan = Plan(self._arms, self.shape, self.team, self._backend)
+
+        def work(frame: int) -> None:
+            if not (used := self.used(frame)).size:
+                return
+            taken = plan.forward(self.maps * images[frame], self._columns[frame, used]) * self._unit
+            difference = taken - samples[frame, used]
+            energy = (difference.real**2 + difference.imag**2).sum(axis=(1, 2), dtype=np.float64)
+            misfit[frame] = 0.5 * (self.weights[frame, used] * energy).sum()
+
+        self.team.each(work, len(samples))
+        return float(misfit.sum())
+
+
+def arm_weights(weights: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Weights of arms as an array of this shape; None means 1.
+
+    Raises
+    ------
+    ValueError
+        They have another shape, or are not finite, or negative.
+    """
+    weights = np.ones(shape) if weights is None else np.asarray(weights, np.float64)
+    if weights.shape != shape:
+        raise ValueError(f"weights are {weights.shape}, expected {shape}: one for each arm of each frame")
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError("weights of arms must be finite and not negative")
+    return weights
+
+
+class Plan:
+    """An `nufft.ArmPlan` that a team makes part by part.
+
+    Parameters
+    ----------
+    arms
+        [arm, sample, (kx, ky)].
+    shape
+        Of the images (rows, columns).
+    team, backend
+        Who works on it, and where.
+    """
+
+    PART = 16  # arms, some 20 ms of work
+
+    def __init__(self, arms: NDArray[Any], shape: tuple[int, int], team: Team, backend: ArrayBackend) -> None:
+        self._parts: dict[int, ArmPlan] = {}
+
+        def work(n: int) -> None:
+            self._parts[n] = ArmPlan(arms[n * self.PART : (n + 1) * self.PART], shape, backend=backend)
+
+        team.each(work, -(-len(arms) // self.PART))
+        self.zeros, self.image = self._parts[0].zeros, self._parts[0].image
+
+    def add_arm(self, grid: Any, arm: int, samples: Any) -> None:
+        """Add an arm's samples [coil, sample] to a grid."""
+        self._parts[arm // self.PART].add_arm(grid, arm % self.PART, samples)
+
+    def forward(self, images: Any, arms: NDArray[np.intp]) -> NDArray[np.complex64]:
+        """Return the samples [arm, coil, sample] of images [coil, row, column] on some of the arms."""
+        taken = {}
+        for n in np.unique(arms // self.PART):
+            own = arms[arms // self.PART == n]
+            samples = self._parts[n].forward(images, own % self.PART)
+            taken.update(zip(own, arrays.to_host(samples).transpose(1, 0, 2), strict=True))
+        return np.array([taken[arm] for arm in arms])
+
+
+def distinct_arms(
+    coordinates: NDArray[Any], counts: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Find the arms that differ.
+
+    Parameters
+    ----------
+    coordinates
+        [frame, arm, sample, (kx, ky)].
+    counts
+        Arms that exist [frame, arm]; the others are passed over.
+
+    Returns
+    -------
+    arms : [distinct arm, sample, (kx, ky)]
+    columns : [frame, arm]
+        Which of them each arm is; 0 where it does not exist.
+    """
+    numbers: dict[bytes, int] = {}
+    columns = np.zeros(counts.shape, np.intp)
+    places = []
+    for place in zip(*np.nonzero(counts), strict=True):
+        arm = coordinates[place].tobytes()
+        if arm not in numbers:
+            numbers[arm] = len(numbers)
+            places.append(place)
+        columns[place] = numbers[arm]
+    return np.array([coordinates[place] for place in places], np.float64), columns

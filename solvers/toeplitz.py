@@ -1,0 +1,155 @@
+"""The normal operator of non-Cartesian imaging without its samples: four Fourier transforms per coil and direction.
+
+E^H W E, to the samples of a frame and back, takes an image to its convolution with the frame's point spread function
+
+    h(d) = sum over samples of weight * exp(-2 pi i k.d / N),    d = r - r' in pixels, -N < d < N along each axis,
+
+between two multiplications by coil maps. As d reaches over twice the image, one circular convolution would need twice
+as many pixels along each axis, three quarters of them zeros. A Toeplitz matrix of N x N is, however, half the sum of a
+circulant one and of a skew-circulant one, which is a circulant one between multiplications by exp(i pi r / N) and its
+conjugate: the even and the odd frequencies of the long transform. In two dimensions
+
+    E^H W E x = sum over coils c and four phases p of  conj(m_c p) F^-1 Q_p F (m_c p x),
+
+with transforms F of the image's own size, in a cache's reach, and nothing computed that is thrown away. The Q_p, the
+Fourier transform of h dealt out to the four phases, are real numbers, as the weights are.
+
+References: Wajer, Pruessmann, Proc. ISMRM 2001, 767, and Fessler et al., IEEE Trans Signal Process 2005;53:3393, doi
+10.1109/TSP.2005.853152 (the normal operator as a convolution). T. Chan, SIAM J Sci Stat Comput 1988;9:766, doi
+10.1137/0909051 (the best circulant, for which the diagonal in k-space stands).
+"""
+
+from __future__ import annotations
+
+import queue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon.arrays import array_module
+from solvers.team import Team
+from solvers.transforms import fourier_module, open_transform
+
+PHASES = 4
+
+
+def transform_size(pixels: int) -> int:
+    """Length of the transforms for so many pixels: the same, or a little more where that is faster."""
+    from scipy.fft import next_fast_len
+
+    return next_fast_len(pixels)
+
+
+def kernel(spread: Any) -> Any:
+    """Return what the frequencies of one frame are multiplied by.
+
+    Parameters
+    ----------
+    spread
+        The point spread function h [2 rows, 2 columns], h(0) in the middle, both lengths twice a `transform_size`.
+
+    Returns
+    -------
+    float32 [phase, row frequency, column frequency], with all factors that the transforms leave open.
+    """
+    xp = array_module(spread)
+    rows, columns = (n // 2 for n in spread.shape)
+    # h(-d) is the conjugate of h(d), so that the transform is real; the imaginary part comes from d = -N, of no use.
+    frequencies = fourier_module(xp).fft2(xp.fft.ifftshift(spread)).real.astype(xp.float32)
+    dealt = frequencies.reshape(rows, 2, columns, 2).transpose(1, 3, 0, 2).reshape(PHASES, rows, columns)
+    return dealt / xp.float32(PHASES * rows * columns)
+
+
+def k_space_diagonal(kernel: Any, maps: Any) -> Any:
+    """Diagonal of the normal operator in k-space: how densely each of the image's frequencies is sampled.
+
+    Its inverse, between Fourier transforms, is the best that a multiplication in k-space can do in place of the normal
+    operator's inverse (T. Chan's circulant, here with coil maps).
+
+    Parameters
+    ----------
+    kernel
+        Of a frame, or the mean of several [phase, row frequency, column frequency].
+    maps
+        [coil, row, column].
+
+    Returns
+    -------
+    float32 [row frequency, column frequency] of the image's own size, in the order of the Fourier transform.
+    """
+    xp, (_, ny, nx) = array_module(maps), maps.shape
+    fft, (rows, columns) = fourier_module(xp), kernel.shape[1:]
+    frequencies = kernel.reshape(2, 2, rows, columns).transpose(2, 0, 3, 1).reshape(2 * rows, 2 * columns)
+    spread = fft.ifft2(frequencies) * (PHASES * rows * columns)
+    overlap = fft.ifft2((xp.abs(fft.fft2(maps, s=spread.shape)) ** 2).sum(axis=0))  # of the maps with themselves
+    circulant = _wrapped(_wrapped(spread * overlap.conj(), ny).T, nx).T
+    return xp.ascontiguousarray((fft.fft2(circulant).real / (ny * nx)).astype(xp.float32))
+
+
+def _wrapped(spread: Any, pixels: int) -> Any:
+    """Add what belongs to distances d and d - pixels up, along the first axis."""
+    sums = spread[:pixels].copy()
+    sums[1:] += spread[len(spread) - pixels + 1 :]
+    return sums
+
+
+class ToeplitzNormal:
+    """x -> E^H W E x for frames x [frame, row, column], each with a kernel of its own.
+
+    Parameters
+    ----------
+    kernels
+        float32 [frame, phase, row frequency, column frequency], see `kernel`.
+    maps
+        complex64 [coil, row, column], a NumPy or a CuPy array as the kernels.
+    team
+        Who works on the frames.
+    batch
+        Frames that are transformed at once: one for the CPU, whose caches are small, many for a GPU.
+    """
+
+    def __init__(self, kernels: Any, maps: Any, team: Team, batch: int = 1) -> None:
+        xp = array_module(kernels)
+        self.kernels, self.maps, self.team, self.batch = kernels, maps, team, min(batch, len(kernels))
+        self._conjugate_maps = maps.conj()
+        self._phases = xp.asarray(phases(kernels.shape[2:], maps.shape[1:]))
+        coils, size = len(maps), kernels.shape[2:]
+        self._scratch: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        for _ in range(min(team.size, len(kernels))):
+            transform = open_transform((self.batch, coils, *size), xp)
+            self._scratch.put((transform, xp.empty((self.batch, *maps.shape), xp.complex64)))
+
+    def __call__(self, images: Any, out: Any) -> None:
+        """Write the result for images [frame, row, column] to out, of the same shape; both complex64."""
+
+        def work(n: int) -> None:
+            frames = slice(n * self.batch, (n + 1) * self.batch)
+            self._apply(images[frames], self.kernels[frames], out[frames])
+
+        self.team.each(work, -(-len(images) // self.batch))
+
+    def _apply(self, images: Any, kernels: Any, out: Any) -> None:
+        xp, (ny, nx), count = array_module(images), images.shape[1:], len(images)
+        scratch = self._scratch.get()
+        transform, product = scratch
+        whole, product = transform.buffer[:count], product[:count]
+        inside = whole[..., :ny, :nx]
+        out[...] = 0
+        for p in range(PHASES):
+            whole[..., ny:, :], whole[..., :ny, nx:] = 0, 0  # nothing, where the transforms have the image's size
+            xp.multiply(self.maps, (images * self._phases[p])[:, np.newaxis], out=inside)
+            transform.forward()
+            xp.multiply(whole, kernels[:, p, np.newaxis].astype(xp.complex64), out=whole)  # faster than mixed types
+            transform.inverse()
+            xp.multiply(inside, self._conjugate_maps, out=product)
+            out += product.sum(axis=1) * self._phases[p].conj()
+        self._scratch.put(scratch)
+
+
+def phases(size: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.complex64]:
+    """What makes even frequencies of odd ones, [phase, row, column]: exp(-i pi r / N) along none, one or both axes."""
+    down, across = (
+        np.exp(-1j * np.pi * np.outer([0, 1], np.arange(n) / length)) for n, length in zip(shape, size, strict=True)
+    )
+    return (down[:, np.newaxis, :, np.newaxis] * across[:, np.newaxis, :]).reshape(PHASES, *shape).astype(np.complex64)

@@ -1,0 +1,64 @@
+"""Our reconstruction of a file made by the C++ ismrmrd tools, against their own reconstruction of it."""
+
+import shutil
+import subprocess
+
+import h5py
+import numpy as np
+import pytest
+
+import client
+import main
+from conftest import PATIENCE
+from mrdio.mrdfile import MrdReader
+
+
+def run_tool(name, *arguments):
+    tool = shutil.which(name)
+    assert tool, f"{name} is missing: ./test.sh installs it, or says how (Debian package ismrmrd-tools)"
+    subprocess.run([tool, *map(str, arguments)], check=True, capture_output=True, timeout=6 * PATIENCE)
+
+
+@pytest.fixture
+def reconstruct(server, tmp_path):
+    running = server(module_folders=(main.PROJECT_FOLDER,))
+
+    def through_server(path):
+        options = client.ClientOptions(path, port=running.port, config="simplefft", output=tmp_path / "ours.h5")
+        result = client.run(options)
+        assert result.errors == []
+        with MrdReader(result.output, result.group) as out:
+            return [image.data[0, 0].astype(float) for image in out.images()]
+
+    return through_server
+
+
+def correlation(one, other):
+    return np.vdot(one, other) / np.linalg.norm(one) / np.linalg.norm(other)
+
+
+@pytest.mark.parametrize("options", [["-m", 64], ["-m", 96, "-c", 4, "-O", 1, "-n", 0], ["-m", 64, "-C", "-k"]])
+def test_simplefft_agrees_with_the_cpp_reconstruction(reconstruct, tmp_path, options):
+    path = tmp_path / "raw.h5"
+    run_tool("ismrmrd_generate_cartesian_shepp_logan", "-o", path, *options)
+    (ours,) = reconstruct(path)
+    run_tool("ismrmrd_recon_cartesian_2d", path)
+    with h5py.File(path) as file:
+        theirs = np.squeeze(file["dataset/cpp/data"][0])
+    assert ours.shape == theirs.shape
+    assert correlation(ours, theirs) >= 0.9999
+
+
+def test_accelerated_data_with_calibration_lines_are_handled(reconstruct, tmp_path, caplog):
+    """Every line that the tool wrote is in the image: a plain transform of them, zeros between, gives the same."""
+    path = tmp_path / "raw.h5"
+    run_tool("ismrmrd_generate_cartesian_shepp_logan", "-o", path, "-m", 64, "-a", 3, "-w", 16)
+    images = reconstruct(path)
+    assert "expect aliasing" in caplog.text
+    with MrdReader(path, "dataset") as raw:
+        kspace = np.zeros((3, 8, 64, 128), complex)
+        for readout in raw.acquisitions():
+            kspace[readout.idx.repetition, :, readout.idx.kspace_encode_step_1] = readout.data
+    coil_images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, axes=(2, 3))), axes=(2, 3))
+    for image, theirs in zip(images, np.sqrt((np.abs(coil_images[..., 32:96]) ** 2).sum(axis=1)), strict=True):
+        assert correlation(image, theirs) >= 0.99999

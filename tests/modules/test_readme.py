@@ -1,0 +1,202 @@
+"""The README's recipes, run as they are written there."""
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pydicom.data
+import pytest
+from PIL import Image
+
+from conftest import PATIENCE
+from mrdio.mrdfile import MrdReader
+from server_process import PROJECT, ServerProcess
+
+README = (PROJECT / "README.md").read_text("utf-8")
+
+
+def section(title):
+    """Text of a section, up to the next heading."""
+    return re.split(r"^#{2,3} ", README.split(f" {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def blocks(title, language=""):
+    """Code blocks of a section, dedented as they are indented in a list."""
+    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", section(title), re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(code) if language == "" else code for name, code in found if name == language]
+
+
+def commands(title):
+    return [line for block in blocks(title) for line in block.splitlines() if line]
+
+
+@pytest.fixture
+def walk(tmp_path):
+    """Run commands of the README in an empty folder; the server is started by its own command, on another port."""
+    servers = []
+
+    def run(lines):
+        for line in lines:
+            program, *arguments = shlex.split(line)
+            assert program == "python", line
+            if arguments[0] == "main.py":
+                servers.append(ServerProcess(*arguments[1:], cwd=tmp_path))
+                continue
+            if arguments[0] == "client.py":
+                arguments[1:1] = ["-p", str(servers[-1].port)]
+            script = [sys.executable, PROJECT / arguments[0], *arguments[1:]]
+            done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done.stderr
+
+    yield run
+    for each in servers:
+        assert each.stop() == 0, each.log()
+
+
+def images(path):
+    with MrdReader(path) as file:
+        return [image.data[0, 0].astype(float) for image in file.images()]
+
+
+def test_phantom_step_by_step(walk, tmp_path):
+    title = "Reconstruct a phantom, step by step"
+    walk(commands(title))
+    assert (tmp_path / "phantom_img_dataset_image_0.gif").is_file()
+    code = textwrap.dedent(blocks(title, "python")[0])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True
+    )
+    assert done.stdout == "1 (1, 1, 256, 256) PYTHON\n", done.stderr
+
+
+def copy_of_invertcontrast(path, old, new):
+    source = (PROJECT / "invertcontrast.py").read_text("utf-8")
+    assert len(re.findall(old, source, re.DOTALL)) == 1, "the README speaks of lines that are not in the module"
+    path.write_text(re.sub(old, lambda _: new, source, flags=re.DOTALL), "utf-8")
+
+
+def test_dicom_images(walk, tmp_path):
+    source = Path(pydicom.data.get_testdata_file("MR_small.dcm", download=False))
+    (tmp_path / "dicoms" / "series").mkdir(parents=True)
+    shutil.copy(source, tmp_path / "dicoms" / "series" / "slice")
+    walk(["python main.py -v", *commands("DICOM images")])
+    (written,) = (tmp_path / "dicom_img_inverted").rglob("*.dcm")
+    before, after = (pydicom.dcmread(path) for path in (source, written))
+    assert after.PatientID == before.PatientID
+    assert np.corrcoef(before.pixel_array.ravel(), after.pixel_array.ravel())[0, 1] < -0.999
+
+
+def test_spiral_scans(walk, tmp_path):
+    (tmp_path / "seq_meta").mkdir()
+    walk(["python main.py -v", *commands("Spiral scans")])
+    with Image.open(tmp_path / next(tmp_path.glob("spiral_img*.gif"))) as movie:
+        assert movie.n_frames > 50
+
+
+def test_keeping_what_comes_in(walk, tmp_path):
+    start, *_ = commands("Keep what comes in")
+    walk([*commands("Reconstruct a phantom, step by step")[:1], start])
+    walk(["python client.py -c null phantom_raw.h5"])
+    deadline = time.monotonic() + PATIENCE
+    while not (saved := list((tmp_path / "saved_data").glob("*.h5"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    walk(["python recorder.py saved_data", f"python client.py -c null {saved[0]}"])
+
+
+def test_documented_commands_of_spirals(walk, tmp_path):
+    (tmp_path / "seq_meta").mkdir()
+    text = (PROJECT / "doc" / "spiral.md").read_text("utf-8")
+    block = re.findall(r"^```\n(python generate.*?)```$", text, re.MULTILINE | re.DOTALL)[-1]
+    walk(line.replace("--realtime ", "") for line in block.splitlines())  # the paced run is in test_spiral_scans
+    assert list(tmp_path.glob("spiral_img*.gif"))
+
+
+def documented(name, pattern):
+    """Commands of a document that match, as they stand there."""
+    found = re.findall(rf"^({pattern}.*)$", (PROJECT / "doc" / name).read_text("utf-8"), re.MULTILINE)
+    assert found
+    return found
+
+
+def test_commands_about_containers_that_need_no_docker(walk, tmp_path):
+    shutil.copytree(PROJECT / "custom", tmp_path / "custom")
+    walk([*commands("Reconstruct a phantom, step by step")[:1], *documented("containers.md", "python main.py")])
+    walk([*documented("containers.md", "python client.py"), "python client.py -c filter -o filtered.h5 phantom_raw.h5"])
+    (plain,), (filtered,) = images(tmp_path / "phantom_img.h5"), images(tmp_path / "filtered.h5")
+    assert filtered.shape == plain.shape
+    assert not np.array_equal(filtered, plain)
+
+
+def test_start_script_as_the_scanner_page_shows_it(tmp_path):
+    (line,) = documented("scanner.md", "MRD_CODE_DIR=")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = line.replace("9010", str(port)).replace("server.log", str(tmp_path / "server.log"))
+    process = subprocess.Popen(["bash", "-c", f"{line}"], cwd=PROJECT, env={**os.environ, "PYTHON": sys.executable})
+    try:
+        deadline = time.monotonic() + PATIENCE
+        log = tmp_path / "server.log"
+        while not log.is_file() or f":{port}" not in log.read_text("utf-8"):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+def test_example_from_python(tmp_path):
+    (tmp_path / "seq_meta").mkdir()
+    done = subprocess.run(
+        [sys.executable, PROJECT / "doc" / "example.py", tmp_path], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "example.png") as picture:
+        assert picture.size == (640, 480)
+
+
+def prepare(walk):
+    walk(commands("Reconstruct a phantom, step by step")[:2])
+
+
+def test_filter_in_kspace(walk, tmp_path):
+    (code,) = blocks("A filter in k-space", "python")
+    anchor = "".join(code.splitlines(keepends=True)[:2])
+    copy_of_invertcontrast(tmp_path / "filterkspace.py", re.escape(anchor), code)
+    prepare(walk)
+    walk(commands("A filter in k-space"))
+    walk(["python client.py -c invertcontrast -o plain.h5 phantom_raw.h5"])
+    (filtered,), (plain,) = images(tmp_path / "phantom_filtered.h5"), images(tmp_path / "plain.h5")
+    spectra = [np.abs(np.fft.fftshift(np.fft.fft2(image))) for image in (filtered, plain)]
+    outer = [spectrum[:32].sum() / spectrum.sum() for spectrum in spectra]
+    assert outer[0] < 0.3 * outer[1]
+
+
+def test_filter_on_images(walk, tmp_path):
+    (code,) = blocks("A filter on images", "python")
+    old = r"    # Normalize and convert to int16\n.*?data = maxVal - data\n    data = data.astype\(np.int16\)\n"
+    copy_of_invertcontrast(tmp_path / "filterimage.py", old, code)
+    prepare(walk)
+    walk(commands("A filter on images"))
+    walk(["python client.py -c simplefft -o plain.h5 phantom_raw.h5"])
+    (edges,), (plain,) = images(tmp_path / "phantom_edges.h5"), images(tmp_path / "plain.h5")
+    gradient = np.hypot(*np.gradient(plain))
+    assert edges[gradient > 400].mean() > 10 * edges[gradient < 100].mean()
+
+
+@pytest.mark.parametrize(("title", "program"), [("The server's options", "main"), ("The client's options", "client")])
+def test_option_tables_name_every_option(title, program):
+    options = r"(?<![\w-])(--[A-Za-z][A-Za-z0-9-]*)"
+    shown = subprocess.run([sys.executable, PROJECT / f"{program}.py", "--help"], capture_output=True, text=True)
+    known = set(re.findall(options, shown.stdout)) - {"--help"}
+    assert set(re.findall(options, section(title))) == known
