@@ -133,7 +133,8 @@ def test_program_that_outlives_its_session_ends_with_the_server(start, tmp_path)
 @pytest.mark.parametrize("body", [A_CHILD, A_THREAD], ids=["child", "thread"])
 def test_session_whose_process_goes_on_is_over_and_saved(start, tmp_path, body):
     """Python waits for threads and children that are no daemons: neither the place nor the recording does."""
-    running = start("-d", "null", "-m", "-s", "-S", str(tmp_path / "saved"), "--limit", "maxSessions=1", "--grace", "0.2")
+    saving = ("-s", "-S", str(tmp_path / "saved"))
+    running = start("-d", "null", "-m", *saving, "--limit", "maxSessions=1", "--grace", "0.2")
     left = []
     for number in (1, 2):
         left += leave_behind(tmp_path, running.port, body)
