@@ -29,7 +29,7 @@ VENC_NAMES = ("Venc", "VENC", "venc", "FlowVenc")  # names of meta attributes an
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a client may set."""
+    """Parameters that a client may set."""
 
     maskThreshold: float = parameter(
         0.1, "Velocity is zero where the magnitude is below this fraction of the largest.", minimum=0, maximum=1

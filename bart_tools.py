@@ -140,7 +140,7 @@ def _ask(path: Path, *arguments: str) -> str:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a command is; `str()` makes a line for the log and the client of it.
+    """Progress of a command; `str()` makes a line for the log and the client of it.
 
     For `pics` with ADMM, iterations are the normal operators of its inner conjugate gradients, at most 10 in each step.
     BART begins another step until more than `-i` are done: 1 to 9 all make 10 iterations, and 10 makes 20.
@@ -391,7 +391,7 @@ def _iterations(options: Sequence[str | float | np.ndarray]) -> int | None:
 
 
 def _ending(status: int) -> str:
-    """How a process ended, in words."""
+    """The ending of a process, in words."""
     hints = {-signal.SIGKILL: " (the system may have run out of memory)", -signal.SIGBUS: " (the disk may be full)"}
     if status >= 0:
         return f"failed with exit status {status}"

@@ -77,7 +77,7 @@ class ClientError(Exception):
 
 @dataclass(frozen=True)
 class ClientOptions:
-    """What to send where, and where to keep what comes back.
+    """Source and destination of a session, and the file for its images.
 
     Attributes
     ----------
@@ -125,7 +125,7 @@ class ClientOptions:
 
 @dataclass
 class Result:
-    """What a session brought.
+    """Outcome of a session.
 
     Attributes
     ----------

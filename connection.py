@@ -311,12 +311,12 @@ class Connection:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more can be sent: CLOSE has been, or the peer could not be reached."""
+        """True if nothing more can be sent: CLOSE has been, or the peer could not be reached."""
         return self._ended_by is not None
 
     @property
     def can_send(self) -> bool:
-        """Whether the peer could be reached up to the last thing that was sent to it."""
+        """True if the peer could be reached up to the last thing that was sent to it."""
         return self._ended_by in (None, _CLOSE_SENT)
 
     # ---- ending ----------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ MAX_SAMPLES = 8192
 
 @dataclass(frozen=True)
 class Scan:
-    """What to simulate.
+    """A scan to simulate.
 
     Attributes
     ----------

@@ -54,7 +54,7 @@ GEOMETRY_UNKNOWN = "Position, orientation and pixel size are not known: standard
 
 @dataclass
 class SeriesPlan:
-    """What must be known of a whole output series before its first file is written.
+    """Facts of a whole output series, needed before its first file is written.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class SeriesPlan:
 
     @property
     def keeps_instances(self) -> bool:
-        """Whether the sources' instance numbers can stay: each has one, and no two the same."""
+        """True if the sources' instance numbers can stay: each has one, and no two the same."""
         return None not in self.instances and len(set(self.instances)) == len(self.instances)
 
 
@@ -131,7 +131,7 @@ def _integer(value: float | None) -> int | None:
 
 
 def is_multiframe(source: Dataset | None) -> bool:
-    """Whether a source is one frame of an object with several, or with functional groups."""
+    """True if a source is one frame of an object with several, or with functional groups."""
     return source is not None and (frame_count(source) > 1 or is_enhanced(source))
 
 

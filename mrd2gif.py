@@ -87,7 +87,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Series:
-    """What must be known of all images of a sub-group before the first is drawn.
+    """Facts of all images of a sub-group, needed before the first is drawn.
 
     Attributes
     ----------

@@ -31,7 +31,7 @@ MAX_VALUE_LENGTH = 200  # characters of a value, which may come from the header
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a client may set."""
+    """Parameters that a client may set."""
 
     reportSize: int = parameter(512, "Columns of the report's picture.", "pixels", minimum=256, maximum=2048)
     sendOriginal: bool = parameter(False, "Send the incoming images back as well.")

@@ -160,7 +160,7 @@ def describe(
 
 
 def room_for(movies: Sequence[Movie]) -> float:
-    """How much brighter than the first slice another one may be, by its samples; 1 when none is."""
+    """Brightness of the brightest slice over that of the first, by their samples; 1 when none is brighter."""
     if len(movies) == 1:
         return 1.0
     first, *others = (

@@ -43,7 +43,7 @@ DOORKEEPING = 0.1
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What the command line settles for the server.
+    """Settings of the server, from the command line.
 
     Attributes
     ----------
@@ -163,12 +163,12 @@ class Server:
 
     @property
     def running(self) -> int:
-        """How many sessions are being served."""
+        """Number of sessions that are being served."""
         return len(self._workers)
 
     @property
     def waiting(self) -> int:
-        """How many sessions wait for a place."""
+        """Number of sessions that wait for a place."""
         return len(self._door.queue)
 
     def kill_sessions(self) -> None:

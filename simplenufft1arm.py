@@ -28,6 +28,7 @@ from recon import arrays, configuration, nufft, spiral
 from recon.configuration import SpiralConfig, SpiralReconstruction, parameter
 from recon.pipeline import threaded
 from recon.slidingwindow import SlidingWindow
+from recon.spiralreadout import SpiralReadout
 from recon.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ class Slice:
     """
 
     def __init__(
-        self, plan: nufft.ArmPlan, first: spiral.SpiralReadout, length: int, shift: int, adaptive: bool
+        self, plan: nufft.ArmPlan, first: SpiralReadout, length: int, shift: int, adaptive: bool
     ) -> None:
         self.orientation = first.orientation
         self._plan = plan
@@ -163,7 +164,7 @@ class Slice:
         self._adaptive = adaptive
         self._maps: Any = None
 
-    def add(self, readout: spiral.SpiralReadout) -> Any | None:
+    def add(self, readout: SpiralReadout) -> Any | None:
         """Grid a readout; returns the grid of the frame that it completes, if it does."""
         self._arms.append((readout.head, readout.usable))
         return self._window.add(readout.column, readout.samples if readout.usable else None)
@@ -192,7 +193,7 @@ class Slice:
 
 
 def reconstruct(
-    readouts: Iterable[spiral.SpiralReadout], scan: spiral.SpiralScan, settings: ViewSharingReconstruction
+    readouts: Iterable[SpiralReadout], scan: spiral.SpiralScan, settings: ViewSharingReconstruction
 ) -> Iterator[Frame]:
     """Grid each arm when it comes, and yield each frame with its last arm, if enough of them are usable.
 

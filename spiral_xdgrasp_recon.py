@@ -168,7 +168,7 @@ def sort(
 
 
 def describe(bins: physio.BinTable, readouts: Readouts) -> str:
-    """How full the bins of a slice are, in words."""
+    """Filling of the bins of a slice, in words."""
     states, phases, arms = bins.readouts.shape
     count, used = len(readouts), bins.counts.sum()
     return (

@@ -63,7 +63,7 @@ XD_BINNING = {"n_respiratory_bins": 6, "n_cardiac_bins": 8, "trigger_source": "e
 
 @dataclass
 class Result:
-    """What came back from a session."""
+    """Answer of a session."""
 
     images: list[ismrmrd.Image] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)

@@ -57,7 +57,7 @@ HEADER = ("solver", "time", "part of BART's", "time / scan", "objective", "error
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is to be reconstructed, and what should come out.
+    """A case: the data, and the images that are right.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What came out."""
+    """Result of a case."""
 
     images: np.ndarray
     seconds: float
@@ -85,7 +85,7 @@ class Result:
     change: float
 
     def at_least_as_good(self, other: "Result") -> bool:
-        """Whether objective, error and change are no worse than another's."""
+        """True if objective, error and change are no worse than another's."""
         return self.objective <= other.objective and self.error <= other.error and self.change >= other.change
 
 

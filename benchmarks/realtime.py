@@ -105,7 +105,7 @@ class Desk:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the server said at the end of a scan."""
+    """Summary line of the server at the end of a scan."""
 
     p50: float
     p99: float
@@ -146,7 +146,7 @@ def paced(desk: Desk, seconds: float) -> list[str]:
 
 
 def unpaced(desk: Desk, case: Case, arms: int, gpu_device: int = -1) -> list[str]:
-    """How much faster than acquired, and than one SigPy adjoint for each arm."""
+    """Speed against the scan's own, and against one SigPy adjoint for each arm."""
     simulation = case.simulation()
     raw = desk.write(simulation, arms)
     desk.configure(gpu_device)

@@ -170,7 +170,7 @@ def reading() -> list[str]:
 
 
 def sending_while_waiting() -> list[str]:
-    """How long sending takes while another thread waits for data in the same connection."""
+    """Time that sending takes while another thread waits for data in the same connection."""
     ours, theirs = socket.socketpair()
     connection = Connection(ours)
     waiting = threading.Thread(target=lambda: list(connection), daemon=True)

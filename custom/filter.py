@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a client may set."""
+    """Parameters that a client may set."""
 
     windowSize: int = parameter(
         3, "Side of the square whose median is taken; odd, so that it has a middle.", "px", minimum=1, maximum=31

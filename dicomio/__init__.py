@@ -1,1 +1,1 @@
-"""What dicom2mrd.py and mrd2dicom.py share: DICOM objects as frames, their geometry, and what survives the way back."""
+"""Shared by dicom2mrd.py and mrd2dicom.py: DICOM objects as frames, their geometry, and what survives the way back."""

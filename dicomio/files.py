@@ -165,7 +165,7 @@ def _complete_file_meta(dataset: Dataset) -> None:
 
 
 def is_compressed(dataset: Dataset) -> bool:
-    """Whether the pixel data is encapsulated."""
+    """True if the pixel data is encapsulated."""
     native = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
     return dataset.file_meta.TransferSyntaxUID not in native
 

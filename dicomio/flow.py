@@ -15,7 +15,7 @@ _SIEMENS_TEXT = re.compile(r"v(\d+(?:\.\d+)?)[\s_]*([A-Za-z]*)")
 
 @dataclass(frozen=True)
 class VelocityEncoding:
-    """How velocity was encoded.
+    """Velocity encoding of a frame.
 
     Attributes
     ----------

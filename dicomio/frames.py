@@ -22,7 +22,7 @@ SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsS
 
 
 def is_enhanced(dataset: Dataset) -> bool:
-    """Whether a dataset describes its frames with functional groups."""
+    """True if a dataset describes its frames with functional groups."""
     return bool(dataset.get(PER_FRAME)) or bool(dataset.get(SHARED))
 
 

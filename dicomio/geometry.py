@@ -133,7 +133,7 @@ def to_planes(head: Any) -> list[Plane] | None:
 
 
 def same_geometry(geometry: MrdGeometry, head: Any) -> bool:
-    """Whether an MRD image header holds this geometry, to the accuracy of its single-precision fields."""
+    """True if an MRD image header holds this geometry, to the accuracy of its single-precision fields."""
     tolerances = {"position": 1e-4, "field_of_view": 1e-4, "read_dir": 1e-6, "phase_dir": 1e-6, "slice_dir": 1e-6}
     return all(
         np.allclose(tuple(getattr(head, name)), getattr(geometry, name), rtol=1e-6, atol=tolerance)

@@ -26,7 +26,7 @@ _XML_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ff
 
 @dataclass
 class SeriesFacts:
-    """What the header says about one series: its first frame, and the values that occur in it.
+    """Facts of one series for the header: its first frame, and the values that occur in it.
 
     Attributes
     ----------

@@ -52,7 +52,7 @@ def clean_name(text: Any) -> str:
 
 
 def valid_uid(text: Any) -> bool:
-    """Whether a text is a DICOM unique identifier, or one but for leading zeros, which some programs write."""
+    """True if a text is a DICOM unique identifier, or one but for leading zeros, which some programs write."""
     return isinstance(text, str) and len(text) <= 64 and _UID.fullmatch(text) is not None
 
 

@@ -64,7 +64,7 @@ class Part:
 
     @property
     def series(self) -> tuple[int, str, str]:
-        """What its output series is known by: image series, label, UID of the source's series."""
+        """Key of its output series: image series, label, UID of the source's series."""
         uid = "" if self.source is None else str(self.source.get("SeriesInstanceUID", ""))
         return self.head.image_series_index, self.label, uid
 

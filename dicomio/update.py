@@ -1,4 +1,4 @@
-"""What processing changes in the attributes of a DICOM object: the truth about the pixels, the plane and the series."""
+"""Changes of a DICOM object's attributes by processing: the truth about the pixels, the plane and the series."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ _TURNS = tuple(threading.Lock() for _ in range(64))
 
 
 def has_document_type(xml: str) -> bool:
-    """Whether XML declares a document type: MRD never does, and entities are how XML is made to blow up."""
+    """True if XML declares a document type: MRD never does, and entities are how XML is made to blow up."""
     return "<!DOCTYPE" in xml or "<!ENTITY" in xml
 
 

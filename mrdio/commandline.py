@@ -1,4 +1,4 @@
-"""What the command lines share."""
+"""Options and log set-up that the command lines share."""
 
 import argparse
 import io

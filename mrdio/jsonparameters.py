@@ -27,7 +27,7 @@ def _depth(text: str) -> int:
 
 
 def is_json(text: str) -> bool:
-    """Whether a text is meant as JSON parameters; a large one is not copied for that."""
+    """True if a text is meant as JSON parameters; a large one is not copied for that."""
     return _BEGINNING.match(text) is not None
 
 

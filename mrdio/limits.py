@@ -32,7 +32,7 @@ def _time(default: float, name: str, limits: str, reason: str) -> Any:
 
 @dataclass(frozen=True)
 class Limits:
-    """What peers, modules and recordings may use.
+    """Limits on what peers, modules and recordings use.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What a client sends: the content of an MRD .h5 file or of an ISMRMRD stream file, through one interface."""
+"""Source of what a client sends: the content of an MRD .h5 file or of an ISMRMRD stream file, through one interface."""
 
 import itertools
 from collections.abc import Callable, Iterator

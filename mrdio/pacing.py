@@ -69,7 +69,7 @@ class Pace:
             yield item
 
     def summary(self) -> str:
-        """How late the items left."""
+        """Lateness of the items, in a line."""
         if not self._lags:
             return "nothing had a time to leave at"
         p50, p99 = 1e3 * np.percentile(self._lags, (50, 99), method="inverted_cdf")

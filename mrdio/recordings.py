@@ -140,7 +140,7 @@ class Recorder:
         self._reserved += step
 
     def check(self) -> bool:
-        """Whether what has been saved is still there; if not, this is told, once."""
+        """True if what has been saved is still there; if not, this is told, once."""
         try:
             there, why = self.stream_path.exists(), f"{self.stream_path} has been removed or moved"
         except OSError as error:

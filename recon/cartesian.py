@@ -43,7 +43,7 @@ class OutsideMatrixError(ValueError):
 
 
 class Key(NamedTuple):
-    """What makes readouts belong to one plane, in the order in which planes are made."""
+    """Counters by which readouts belong to one plane, in the order in which planes are made."""
 
     repetition: int
     encoding_space_ref: int
@@ -208,7 +208,7 @@ def _repetitions(
 
 
 def _is_complete(groups: dict[Key, list[Any]], metadata: Any) -> bool:
-    """Whether the encoding limits leave nothing to wait for."""
+    """True if the encoding limits leave nothing to wait for."""
     for reference in {key.encoding_space_ref for key in groups}:
         encoding = encoding_of(metadata, reference)
         mine = [readouts for key, readouts in groups.items() if key.encoding_space_ref == reference]
@@ -401,7 +401,7 @@ def _planes(key: Key, readouts: list[Any], metadata: Any) -> tuple[list[KSpacePl
 
 
 def _oversampling_removed(readout: Any, columns: Axis) -> bool:
-    """Whether someone on the way halved the readout by removing its oversampling, and left the header as it was."""
+    """True if someone on the way halved the readout by removing its oversampling, and left the header as it was."""
     samples = readout.number_of_samples - readout.discard_pre - readout.discard_post
     centre = readout.center_sample - readout.discard_pre
     centred = abs(centre - samples // 2) <= 1 or centre >= samples  # the latter: the centre was left as it was, too

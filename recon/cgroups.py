@@ -1,4 +1,4 @@
-"""What Linux's control groups, with which containers are made, leave to this process."""
+"""Memory that Linux's control groups, with which containers are made, leave to this process."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What samples go through before they are reconstructed: fewer coils, and a scale that makes weights comparable.
+"""Preparation of samples for reconstruction: fewer coils, and a scale that makes weights comparable.
 
 References: Buehrer et al., Magn Reson Med 2007;57:1131, doi 10.1002/mrm.21237 (coil compression by singular values).
 """
@@ -19,7 +19,7 @@ KEPT_ENERGY = 0.999
 
 
 class SampleError(ValueError):
-    """What is to be reconstructed cannot be; the text says why."""
+    """The samples cannot be reconstructed; the text says why."""
 
 
 def compression(samples: NDArray[Any], weights: NDArray[Any]) -> tuple[NDArray[np.complex64], float]:

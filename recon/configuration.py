@@ -34,7 +34,7 @@ class ConfigurationError(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """What is declared about one parameter besides its name, type and default."""
+    """Declaration of one parameter, besides its name, type and default."""
 
     description: str
     unit: str | None = None
@@ -62,7 +62,7 @@ class Declaration:
 
     @property
     def allowed(self) -> str:
-        """What a value of this parameter must be, in words."""
+        """Allowed values of this parameter, in words."""
         return allowed(self.kind, self.parameter)
 
 

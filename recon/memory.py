@@ -1,4 +1,4 @@
-"""How much memory there is to work in: of this machine, of the container that the server runs in, or of a GPU."""
+"""Free memory: of this machine, of the container that the server runs in, or of a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an MRD header says about an encoding, and what a readout's flags say about its purpose."""
+"""Encodings of an MRD header, and the purpose of a readout by its flags."""
 
 import math
 from typing import Any
@@ -66,7 +66,7 @@ def calibration_mode(metadata: Any, encoding_space_ref: int) -> str | None:
 
 
 def is_mirrored(metadata: Any) -> bool:
-    """Whether k-space has the scanner's sign, so that the image needs a mirrored transform.
+    """True if k-space has the scanner's sign, so that the image needs a mirrored transform.
 
     MRD leaves the sign of k-space open. Data of Siemens scanners follows the scanner's convention: with
     s(k) = integral rho(r) exp(-2 pi i k r) dr, pixel (row, column) shows the object at x = -(column - N // 2) * pixel
@@ -141,7 +141,7 @@ def extent(field_of_view: Any, name: str) -> float:
 
 
 def first_index(encoding: Any, limit_name: str, points: int) -> int:
-    """What to add to a k-space counter to get the index in an axis with k = 0 at `points` // 2."""
+    """Offset from a k-space counter to the index in an axis with k = 0 at `points` // 2."""
     limit = getattr(encoding.encodingLimits, limit_name, None)
     if limit is None:
         return 0
@@ -151,6 +151,6 @@ def first_index(encoding: Any, limit_name: str, points: int) -> int:
 
 
 def counter_values(encoding: Any, limit_name: str) -> int:
-    """How many values a counter takes according to the limits; 1 when they do not say."""
+    """Number of values that a counter takes by the limits; 1 when they do not say."""
     limit = getattr(encoding.encodingLimits, limit_name, None)
     return 1 if limit is None else max(limit.maximum - limit.minimum + 1, 1)

@@ -25,13 +25,11 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from statistics import median, median_low
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from recon.spiral import SpiralReadout
+from recon.spiralreadout import SpiralReadout
 
 logger = logging.getLogger(__name__)
 

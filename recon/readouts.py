@@ -15,7 +15,8 @@ import coils
 from recon import nufft
 from recon.conditioning import SampleError, robust_scale
 from recon.physio import PhysioError
-from recon.spiral import SpiralReadout, SpiralScan
+from recon.spiral import SpiralScan
+from recon.spiralreadout import SpiralReadout
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,12 @@
-"""What the spiral reconstructions share: configuration and trajectory of a scan, its readouts, its images."""
+"""Shared by the spiral reconstructions: configuration and trajectory of a scan, its readouts, its images."""
 
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ismrmrd
-import numpy as np
 from numpy.typing import NDArray
 
 import mrdhelper
@@ -16,44 +14,12 @@ from recon import gradientresponse, trajectory
 from recon.configuration import SpiralConfig
 from recon.latency import LatencyLedger
 from recon.outliers import OutlierFilter
+from recon.spiralreadout import SpiralReadout
 
 logger = logging.getLogger(__name__)
 
 ORIENTATIONS = 16  # whose trajectories are kept at once
 FOV_TOLERANCE = 0.01  # relative difference of the header's field of view that is reported
-
-
-@dataclass(frozen=True, eq=False)
-class SpiralReadout:
-    """One imaging readout of a spiral scan.
-
-    Attributes
-    ----------
-    samples
-        complex64 [coil, sample], without the pre-discarded ones.
-    column
-        Which arm of the trajectory it is.
-    number
-        Which imaging readout of the scan it is, from 0, lost ones counted.
-    head
-        Its header.
-    arrival
-        When it arrived, on the clock of the scan's ledger [s].
-    usable
-        Whether it is a measurement, see `outliers`; else it only keeps its place, and its samples are zeros.
-    """
-
-    samples: NDArray[np.complex64]
-    column: int
-    number: int
-    head: ismrmrd.AcquisitionHeader
-    arrival: float
-    usable: bool = True
-
-    @property
-    def orientation(self) -> tuple[float, ...]:
-        """Direction cosines, by which trajectories that the gradient response has corrected differ."""
-        return (*self.head.read_dir, *self.head.phase_dir, *self.head.slice_dir)
 
 
 class SpiralScan:

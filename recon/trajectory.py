@@ -430,7 +430,7 @@ class ArmCounter:
         self._highest = counter
 
     def _arrives_late(self, counter: int) -> bool:
-        """Whether a counter fills a gap, which is smaller then."""
+        """True if a counter fills a gap, which is smaller then."""
         place = bisect.bisect_right(self._gaps, counter, key=lambda gap: gap[0]) - 1
         if place < 0 or not self._gaps[place][0] <= counter <= self._gaps[place][1] or counter in self._others:
             return False

@@ -83,7 +83,7 @@ class ImagesServer(threading.Thread):
                 pass
 
     def received(self) -> int:
-        """How many whole images the client has read."""
+        """Number of whole images that the client has read."""
         return self.sent - -(-unread(self.port) // len(_MESSAGES[0]))
 
 
@@ -105,7 +105,7 @@ class Outcome:
 
     @property
     def is_good(self) -> bool:
-        """Whether the earlier group was intact each time and nothing went wrong."""
+        """True if the earlier group was intact each time and nothing went wrong."""
         return self.intact == self.trials and not self.lost and not self.problems
 
 
@@ -291,7 +291,7 @@ class Trial:
         return next(self.output.parent.glob("*.part-*.mrd"), None)
 
     def _in_stream(self) -> int:
-        """How many images the `ismrmrd` package reads from the stream."""
+        """Number of images that the `ismrmrd` package reads from the stream."""
         part, found = self._part(), 0
         if part is None:
             return 0
@@ -310,7 +310,7 @@ class Trial:
                 assert same, f"{name} of the earlier group"
 
     def _in_output(self) -> int:
-        """How many images of the run stand in the output."""
+        """Number of images of the run that stand in the output."""
         with h5py.File(self.output) as file:
             pixels = file["run/image_1/data"][()] if "run/image_1" in file else []
             for number, data in enumerate(pixels):

@@ -97,7 +97,7 @@ class Row:
 
     @property
     def is_good(self) -> bool:
-        """Whether all cases passed and nothing was lost."""
+        """True if all cases passed and nothing was lost."""
         return not (self.failed or self.lost or self.problems)
 
     def fail(self, problem: str, cases: int = 1) -> None:

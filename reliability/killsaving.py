@@ -66,7 +66,7 @@ class Outcome:
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing was lost and everything opens."""
+        """True if nothing was lost and everything opens."""
         return not self.lost and self.files == self.opened and not self.problems
 
 
@@ -119,7 +119,7 @@ def kill_once(kind: str, seed: int, folder: Path, outcome: Outcome, module: str 
 
 
 def _are_saved(saved: Path, sessions: int) -> bool:
-    """Whether so many sessions take in readouts: before, what is handed over waits until the header has been read."""
+    """True if so many sessions take in readouts: before, what is handed over waits until the header has been read."""
     sizes = []
     for path in saved.glob("*"):
         with contextlib.suppress(FileNotFoundError):  # it has just been converted

@@ -88,7 +88,7 @@ class ServerProcess:
         self.address = (found[1], int(found[2]))
 
     def log(self) -> str:
-        """What it has logged so far."""
+        """Its log so far."""
         return self._log.read_text("utf-8", "replace")
 
     def tree(self) -> list[psutil.Process]:

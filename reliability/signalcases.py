@@ -115,7 +115,7 @@ def _growing(ground: Ground, known: set[Path]) -> Path:
 
 
 def _whole_readouts(stream: Path) -> int:
-    """How many readouts stand whole in a stream that holds nothing else behind its opening."""
+    """Number of readouts that stand whole in a stream that holds nothing else behind its opening."""
     return max(0, stream.stat().st_size - len(config("null")) - len(header())) // len(_timed(0))
 
 

@@ -78,7 +78,7 @@ class Doorkeeper:
 
     @property
     def is_busy(self) -> bool:
-        """Whether `look` is to be called soon again."""
+        """True if `look` is to be called soon again."""
         return bool(self.queue or self._leaving)
 
     def admit(self, visitor: Visitor, running: int) -> None:
@@ -172,7 +172,7 @@ def _send(sock: socket.socket, data: bytes) -> bool:
 
 
 def _has_hung_up(sock: socket.socket) -> bool:
-    """Whether a peer has reset its connection, or ended it without having sent anything."""
+    """True if a peer has reset its connection, or ended it without having sent anything."""
     try:
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)) or not sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:

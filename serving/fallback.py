@@ -97,7 +97,7 @@ class Kept:
 
     @property
     def arms_before(self) -> int:
-        """How many imaging readouts there were before the first that is kept, lost ones counted where counters tell."""
+        """Number of imaging readouts before the first that is kept, lost ones counted where counters tell."""
         counters = (each.scan_counter for each in self if isinstance(each, ismrmrd.Acquisition) and is_imaging(each))
         first = next(counters, None)
         if first is None or self._first_counter is None:
@@ -168,7 +168,7 @@ def send(connection: Any, kept: Kept, metadata: Any, reason: str, own: OwnFallba
 
 
 def _listed(images: Any) -> Iterable[ismrmrd.Image]:
-    """What a module's fallback returns: images, one of them, or None."""
+    """Iterate over what a module's fallback returns: images, one of them, or None."""
     if images is None:
         return ()
     return (image for image in ([images] if isinstance(images, ismrmrd.Image) else images) if image is not None)
@@ -207,7 +207,7 @@ def marked(image: ismrmrd.Image, how: str, reason: str) -> ismrmrd.Image:
 
 
 def by_content(kept: Kept, metadata: Any) -> tuple[str, Iterator[ismrmrd.Image]]:
-    """How images are made of what came in, in words, and the images.
+    """Make images of what came in; returns the way, in words, and the images.
 
     Raises
     ------
@@ -254,11 +254,11 @@ def gridded(kept: Kept, metadata: Any, folders: tuple[Path, ...]) -> Iterator[is
     Of a slice whose orientation changes, the newest orientation counts.
     """
     import coils
-    from recon import nufft, spiral
+    from recon import nufft, spiral, spiralreadout
     from recon.configuration import SpiralConfig
 
     scan = spiral.SpiralScan(SpiralConfig(metafile_paths=folders), metadata, logger.debug)
-    slices: dict[int, list[spiral.SpiralReadout]] = {}
+    slices: dict[int, list[spiralreadout.SpiralReadout]] = {}
     for readout in scan.readouts(_usable(kept, metadata, lambda each: each.data.shape)):
         arms = slices.setdefault(readout.head.idx.slice, [])
         if arms and arms[-1].orientation != readout.orientation:

@@ -43,7 +43,7 @@ class Ledger:
         self._left_behind = 0.0
 
     def book(self, total: float, received: Mapping[str, int]) -> dict[str, float]:
-        """What each session holds now [bytes].
+        """Memory that each session holds now [bytes].
 
         Parameters
         ----------
@@ -202,7 +202,7 @@ class MemoryGuard(threading.Thread):
 
 
 def default_memory() -> int:
-    """What the server may use unless it is told: a share of what the machine or the container has [bytes]."""
+    """Memory that the server may use by default: a share of what the machine or the container has [bytes]."""
     import psutil
 
     return int(SHARE * min([psutil.virtual_memory().total, *(limit for limit, _ in memory_of_groups())]))

@@ -107,7 +107,7 @@ def _parse(path: Path, source: bytes) -> ast.Module:
 
 
 def _defines_process(body: Iterable[ast.stmt]) -> bool:
-    """Whether top-level statements, also those within if, try and with, bind the name ``process``."""
+    """True if top-level statements, also those within if, try and with, bind the name ``process``."""
     for statement in body:
         match statement:
             case ast.FunctionDef(name="process") | ast.AsyncFunctionDef(name="process"):

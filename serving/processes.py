@@ -27,7 +27,7 @@ def kill_group(leader: int) -> None:
 
 
 def group_lives(leader: int) -> bool:
-    """Whether a group still has a process; as long as it has, the system gives its number to no other."""
+    """True if a group still has a process; as long as it has, the system gives its number to no other."""
     if not hasattr(os, "killpg"):
         return False
     try:

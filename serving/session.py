@@ -41,7 +41,7 @@ DRAIN_TOTAL = 120.0
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """What the server's command line settles for every session.
+    """Settings of every session, from the server's command line.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class SessionOptions:
 
 
 class ConfigurationRefused(MrdError, ValueError):
-    """What the client asked for cannot be run; the message says what would be right."""
+    """The client asked for something that cannot be run; the message says what would be right."""
 
 
 def discard(connection: Iterable[Any], config: Any, metadata: Any) -> None:
@@ -163,7 +163,7 @@ class Session:
 
     @property
     def received_bytes(self) -> int:
-        """How much has come from the peer [bytes]."""
+        """Bytes that have come from the peer."""
         return self._connection.recvBytes
 
     def interrupt(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""What one session came to: the line that ends it in the log, and what metrics count."""
+"""Outcome of one session: the line that ends it in the log, and what metrics count."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ LONGEST_WORD = 200  # of what came from outside, in a line [characters]
 
 
 class Outcome(StrEnum):
-    """How a session can end."""
+    """Ways in which a session can end."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -23,7 +23,7 @@ class Outcome(StrEnum):
 
 @dataclass
 class SessionSummary:
-    """Who asked for what, how much went both ways, and how it ended.
+    """Peer, module, traffic and ending of one session.
 
     Attributes
     ----------

@@ -47,10 +47,10 @@ class Worker(Protocol):
     sentinel: int | None
 
     def is_over(self) -> bool:
-        """Whether the session has ended; what its module has left in its process may go on."""
+        """True if the session has ended; what its module has left in its process may go on."""
 
     def is_alive(self) -> bool:
-        """Whether the thread or process runs."""
+        """True if the thread or process runs."""
 
     def join(self, timeout: float) -> None:
         """Wait for the thread or process to end."""
@@ -65,7 +65,7 @@ class Worker(Protocol):
         """Leave it behind when the server ends: end it at once, or else report it as it is."""
 
     def report(self) -> SessionSummary | None:
-        """What it came to, unless it has reported that by itself; called when the session has ended."""
+        """Summary of the session, unless it has reported that by itself; called when the session has ended."""
 
     def release(self) -> None:
         """Let go of it; called once, when it runs no longer and has been reported."""
@@ -85,11 +85,11 @@ class ThreadWorker(threading.Thread):
 
     @property
     def received(self) -> int:
-        """How much the session has received [bytes]."""
+        """Bytes that the session has received."""
         return self._session.received_bytes
 
     def is_over(self) -> bool:
-        """Whether the session has ended."""
+        """True if the session has ended."""
         return not self.is_alive()
 
     def kill(self) -> None:
@@ -195,7 +195,7 @@ class ProcessWorker:
                 pipe.close()  # the process has its own copy
 
     def is_over(self) -> bool:
-        """Whether the session has ended: it says so, and its process may go on, or the process has died."""
+        """True if the session has ended: it says so, and its process may go on, or the process has died."""
         alive = self.is_alive()  # first: what a process has said is there when it has ended
         self._listen()
         return not alive or self._summary.outcome is not Outcome.RUNNING
@@ -206,7 +206,7 @@ class ProcessWorker:
                 self._summary = SessionSummary.from_json(self._reports.recv_bytes())
 
     def is_alive(self) -> bool:
-        """Whether the process runs."""
+        """True if the process runs."""
         with _ONE_ASKS:
             return not self._released and self._process.is_alive()
 
@@ -228,7 +228,7 @@ class ProcessWorker:
                 self._process.terminate()
 
     def report(self) -> SessionSummary:
-        """What the process said of its session, or, if it died before, what became of it."""
+        """Summary that the process sent of its session, or, if it died before, what became of it."""
         self._listen()
         summary = self._summary
         if summary.outcome is Outcome.RUNNING:
@@ -265,7 +265,7 @@ class ProcessWorker:
 
 
 def _ending(status: int | None) -> str:
-    """How a process with this exit status ended."""
+    """Ending of a process by its exit status, in words."""
     if status is not None and status < 0:
         return f"by signal {-status} ({_signal_name(-status)})"
     return f"with exit code {status}"

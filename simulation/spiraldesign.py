@@ -32,7 +32,7 @@ MAX_SAMPLES = 50_000
 
 @dataclass(frozen=True)
 class SpiralDesign:
-    """What a spiral has to achieve.
+    """Requirements on a spiral.
 
     Attributes
     ----------

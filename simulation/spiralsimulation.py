@@ -42,7 +42,7 @@ MAX_COUNTER = 2**16
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """What to simulate; the trajectory comes apart.
+    """A scan to simulate; the trajectory comes apart.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What a simulated spiral scan looked at: the state of the object at every readout, true frames, true coil maps.
+"""Truth of a simulated spiral scan: the state of the object at every readout, true frames, true coil maps.
 
 Truth of a frame is not stored but drawn when it is asked for, from any list of readouts::
 

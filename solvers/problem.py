@@ -1,4 +1,4 @@
-"""What every backend of the iterative reconstructions takes and does: parts of a scan, settings, how far it is."""
+"""Interface of the backends of the iterative reconstructions: parts of a scan, settings, how far it is."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Part:
 
 
 class Solver(Protocol):
-    """What a reconstruction asks of a backend; ``str()`` names it for the client.
+    """Interface of a backend; ``str()`` names it for the client.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""How far a reconstruction is: what is reported about once a second, and how long it will still take."""
+"""Progress of a reconstruction: reports about once a second, and the time left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REPORT_INTERVAL = 1.0  # [s]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a reconstruction is.
+    """Progress of a reconstruction.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Timekeeper:
         self.pulse()
 
     def progress(self) -> Progress:
-        """How far it is."""
+        """Progress so far."""
         now, remaining = time.monotonic(), None
         if self._iteration:
             remaining = (now - self._iterating) / self._iteration * (self._iterations - self._iteration)

@@ -148,7 +148,7 @@ class ToeplitzNormal:
 
 
 def phases(size: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.complex64]:
-    """What makes even frequencies of odd ones, [phase, row, column]: exp(-i pi r / N) along none, one or both axes."""
+    """Factors from odd to even frequencies, [phase, row, column]: exp(-i pi r / N) along none, one or both axes."""
     down, across = (
         np.exp(-1j * np.pi * np.outer([0, 1], np.arange(n) / length)) for n, length in zip(shape, size, strict=True)
     )

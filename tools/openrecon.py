@@ -41,7 +41,7 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True)
 class App:
-    """What the label says about the app besides its parameters.
+    """Facts of the app for the label, besides its parameters.
 
     Attributes
     ----------

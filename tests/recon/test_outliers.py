@@ -10,7 +10,7 @@ import rtspiral_bart_tvrecon as tfd
 import simplenufft1arm as sharing
 import spiral_xdgrasp_recon as xd
 from recon.outliers import BRIGHT, HISTORY, TOGETHER, OutlierFilter, UnusableScanError
-from recon.spiral import SpiralReadout
+from recon.spiralreadout import SpiralReadout
 from rtspiral_bart_tvrecon import TfdConfig
 from simplenufft1arm import ViewSharingConfig
 from spiral_sessions import Client, configure, error, one_thread, small_scan, true_images
