@@ -164,7 +164,7 @@ def convert(folder: Path, output: Path, group: str = "dataset") -> int:
     if not group or group.strip("/.") != group:
         raise MrdFileError(f"'{group}' is no name for a group")
     if output.is_file() and h5py.is_hdf5(output):
-        with open_mrd(output) as file:
+        with open_mrd(output, group) as file:
             if group in file:
                 raise MrdFileError(f"{output} has a group '{group}' already: name another one with -g, or another file")
     with quiet_pydicom():
