@@ -1,4 +1,4 @@
-"""How long a scan takes while other clients send images with as many attributes as the limit allows.
+"""Time that a scan takes while other clients send images with as many attributes as the limit allows.
 
     python reliability/attributes.py --clients 32
 

@@ -92,7 +92,7 @@ _MESSAGES = [message(image(number)) for number in range(COUNT)]
 
 @dataclass
 class Outcome:
-    """What came of the trials of one kind."""
+    """Outcome of the trials of one kind."""
 
     trials: int = 0
     intact: int = 0

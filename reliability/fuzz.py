@@ -41,7 +41,7 @@ MEMORY_LIMIT = 2048  # of the process [MiB]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one target's run came to.
+    """Outcome of one target's run.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class Outcome:
 
 
 def missing() -> str | None:
-    """What keeps the fuzzer from running here, in words."""
+    """Reason why the fuzzer cannot run here; None when it can."""
     if importlib.util.find_spec("atheris") is not None:
         return None
     return (

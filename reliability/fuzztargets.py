@@ -1,4 +1,4 @@
-"""What the fuzzer gives bytes to, and what must hold whatever the bytes are.
+"""Targets of the fuzzer, and the properties that hold whatever the bytes are.
 
 A target takes any bytes. It returns when the code under test has kept its promise, and raises when it has not: what it
 raises then is the finding. Nothing here needs the fuzzer itself, so that tests can run any input through a target.
@@ -130,7 +130,7 @@ def _taken(items: Iterator[Any]) -> tuple[list[Any], MrdError | None]:
 
 
 def fingerprint(content: Any) -> tuple:
-    """What two contents have in common when they are the same; broken numbers (NaN) are compared as bytes."""
+    """Form of a content by which equal ones compare as equal; broken numbers (NaN) are compared as bytes."""
     if not hasattr(content, "data"):
         return (type(content), content)
     head = content.getHead()

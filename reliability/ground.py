@@ -86,7 +86,7 @@ def case(name: str, messages: list[bytes], judge: Judge = closed, tail: bytes = 
 
 @dataclass
 class Row:
-    """What came of a group of cases."""
+    """Outcome of a group of cases."""
 
     cases: int = 0
     failed: int = 0
@@ -191,7 +191,7 @@ class Ground:
             self.row.fail(f"after {name}: {problem}")
 
     def is_unwell(self) -> str:
-        """What the last cases have left behind, or done to the next client; empty when all is well."""
+        """Traces of the last cases in the server, or harm to the next client; empty when there is none."""
         return self._sessions_left() or self.next_client() or self._grown()
 
     def has_saved(self, data: bytes) -> bool:

@@ -52,7 +52,7 @@ _SLOW = "import time\ndef process(connection, config, metadata):\n    for item i
 
 @dataclass
 class Outcome:
-    """What came of the kills of one kind."""
+    """Outcome of the kills of one kind."""
 
     kills: int = 0
     sent: int = 0

@@ -32,7 +32,7 @@ CONVERTERS = (2, 3, 4)
 
 @dataclass
 class Result:
-    """What came of the streams of some rounds."""
+    """Outcome of the streams of some rounds."""
 
     streams: int = 0
     lost: int = 0

@@ -21,7 +21,7 @@ def _session(name: str, count: int, session: int) -> list[bytes]:
 
 
 def _problem(answer: Answer, count: int, *words: str) -> str:
-    """What is wrong with the answer to a session that could not be saved."""
+    """Faults of the answer to a session that could not be saved."""
     said = "\n".join(answer.errors)
     good = answer.closed and f"received {count}" in answer.texts and all(word in said for word in words)
     return "" if good else f"answered with {answer}"

@@ -126,7 +126,7 @@ def phantom(config_name: str = "simplefft") -> list[bytes]:
 
 
 def phantom_problem(answer: "Answer") -> str:
-    """What is wrong with the answer to the phantom; empty when nothing is."""
+    """Faults of the answer to the phantom; empty when nothing is."""
     if not answer.closed or answer.errors or len(answer.images) != 1:
         return f"the phantom was answered with {answer}"
     pixels = np.asarray(answer.images[0].data[0, 0], float)
@@ -140,7 +140,7 @@ def phantom_problem(answer: "Answer") -> str:
 
 @dataclass
 class Answer:
-    """What a server sent.
+    """Answer of a server.
 
     Attributes
     ----------

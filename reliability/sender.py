@@ -18,7 +18,7 @@ OPENING = config("null") + header()
 
 
 def unread(port: int) -> int:
-    """How much of what a port has sent its peer has not read yet, as the system tells (Linux) [bytes]."""
+    """Bytes that a port has sent and its peer has not read yet, as the system tells (Linux) [bytes]."""
     end, total = f":{port:04X}", 0
     for line in Path("/proc/net/tcp").read_text().splitlines():
         _, local, remote, _, queues, *_ = line.split()
@@ -87,7 +87,7 @@ class Sender(threading.Thread):
             self.started.set()
 
     def unread(self) -> int:
-        """How much of what was handed over the server has not read yet [bytes]."""
+        """Bytes that were handed over and that the server has not read yet."""
         return unread(self.port)
 
     def _send(self, sock: socket.socket) -> None:

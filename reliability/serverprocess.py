@@ -36,7 +36,7 @@ def wait_until(condition: Callable[[], bool], patience: float = PATIENCE) -> boo
 
 @dataclass(frozen=True)
 class Counts:
-    """What a server and its children hold: none of it may grow."""
+    """Resources of a server and its children: none of it may grow."""
 
     threads: int
     sockets: int
@@ -102,7 +102,7 @@ class ServerProcess:
         return found
 
     def counts(self) -> Counts:
-        """What the server and its children hold now."""
+        """Resources of the server and its children now."""
         threads = sockets = files = processes = 0
         for process in self.tree():
             with contextlib.suppress(psutil.NoSuchProcess, OSError):

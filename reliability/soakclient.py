@@ -40,7 +40,7 @@ FAULTS = {"none": 0.75, "cut": 0.1, "reset": 0.05, "slow reader": 0.1}
 
 @dataclass
 class Report:
-    """What became of a session.
+    """Outcome of a session.
 
     Attributes
     ----------
@@ -177,7 +177,7 @@ class Client:
         return came_at, errors, ""
 
     def _judge(self, scan: Scan, report: Report, is_cut: bool, errors: list[str], ending: str) -> str:
-        """What is wrong with the answer to a session; empty when nothing is."""
+        """Faults of the answer to a session; empty when nothing is."""
         if scan.crashes:
             return "" if ending or is_cut else "the module did not crash"
         if ending:

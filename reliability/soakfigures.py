@@ -1,4 +1,4 @@
-"""What a soak run came to: the samples, what they say of growth, a summary, and a plot."""
+"""Figures of a soak run: the samples, what they say of growth, a summary, and a plot."""
 
 import dataclasses
 import json
@@ -98,7 +98,7 @@ def growth(samples: Sequence[Sample], name: str) -> tuple[float, float]:
 
 
 def judge(run: Run) -> list[str]:
-    """What must not have been: sessions that ended wrongly, and anything that has grown."""
+    """Problems of a run: sessions that ended wrongly, and anything that has grown."""
     wrong = Counter(f"{report.scan}, {report.fault}: {report.problem}" for _, report in run.reports if report.problem)
     problems = [f"{count} x {text}" for text, count in wrong.items()]
     early, late = growth(run.samples, "memory")
@@ -212,7 +212,7 @@ def draw(run: Run, path: Path) -> None:
 
 
 def _draw_volume(axis: Any, run: Run, edges: NDArray[np.float64]) -> None:
-    """What was taken in; a session counts when it ends."""
+    """Data that were taken in; a session counts when it ends."""
     middle, width = (edges[1:] + edges[:-1]) / 120, edges[1] - edges[0]
     right = axis.twinx()
     for side, name, factor, colour, label in (
@@ -264,7 +264,7 @@ def _draw_samples(memory: Any, counts: Any, run: Run) -> None:
 
 
 def _draw_outcomes(axis: Any, run: Run) -> None:
-    """How many sessions had ended how."""
+    """Numbers of sessions by their endings."""
     groups = {"as they have to": [], "broken off by the client": [], "wrong": []}
     for time, each in run.reports:
         kind = 2 if each.problem else 1 if each.fault in ("cut", "reset") else 0

@@ -1,4 +1,4 @@
-"""What the clients of the soak test send: sessions made once, and kept as bytes."""
+"""Data of the soak test's clients: sessions made once, and kept as bytes."""
 
 import dataclasses
 import json

@@ -390,14 +390,17 @@ def test_bart_ends_when_a_server_of_processes_is_terminated(simulation, tmp_path
     options = ["-p", "0", "-m", "-d", "null", "--grace", "0"]
     command = [sys.executable, str(PROJECT / "main.py"), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
-        port = next(found[1] for line in server.stdout if (found := re.search(r"Listening on \S+:(\d+)", line)))
-        peer = connect(("127.0.0.1", int(port)))
-        readouts = itertools.islice(simulation.acquisitions(), ARMS)
-        peer.send(ConfigFile("rtspiral_bart_tvrecon"), simulation.header, *readouts)
-        peer.send_close()
-        assert wait_until(pid.exists, 3 * PATIENCE)
-        server.send_signal(signal.SIGTERM)
-        server.communicate(timeout=2 * PATIENCE)
+        try:
+            port = next(found[1] for line in server.stdout if (found := re.search(r"Listening on \S+:(\d+)", line)))
+            peer = connect(("127.0.0.1", int(port)))
+            readouts = itertools.islice(simulation.acquisitions(), ARMS)
+            peer.send(ConfigFile("rtspiral_bart_tvrecon"), simulation.header, *readouts)
+            peer.send_close()
+            assert wait_until(pid.exists, 3 * PATIENCE)
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=2 * PATIENCE)
+        finally:
+            server.kill()  # else leaving the block would wait for it, should something above fail
     assert not is_alive(int(pid.read_text()))
 
 
