@@ -108,9 +108,7 @@ def velocity_images(
         warn(f"{count} of {len(phases)} phase images {problem}")
 
 
-def find_magnitudes(
-    phases: Sequence[ismrmrd.Image], magnitudes: Sequence[ismrmrd.Image]
-) -> list[ismrmrd.Image | None]:
+def find_magnitudes(phases: Sequence[ismrmrd.Image], magnitudes: Sequence[ismrmrd.Image]) -> list[ismrmrd.Image | None]:
     """Find the magnitude image that belongs to each phase image.
 
     Both show the same slice, cardiac phase, repetition, average and contrast at the same place, in the same size. One

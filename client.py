@@ -250,7 +250,7 @@ def json_parameters(options: ClientOptions, of_file: str | None) -> str | None:
     except (ValueError, RecursionError) as error:
         raise ClientError(f"the JSON parameters of {where} cannot be read: {error}") from error
     if not isinstance(parameters, dict):
-        raise ClientError(f"the JSON parameters of {where} are to be an object: {{\"parameters\": {{...}}}}")
+        raise ClientError(f'the JSON parameters of {where} are to be an object: {{"parameters": {{...}}}}')
     inner = parameters.get("parameters")
     if options.ignore_json_config and isinstance(inner, dict):
         for key in ("config", "customconfig"):

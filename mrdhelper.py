@@ -354,9 +354,7 @@ class SeriesScale:
         How much brighter than the first images later ones may be.
     """
 
-    def __init__(
-        self, header: Any, warn: Callable[[str], None] = logger.warning, headroom: float = HEADROOM
-    ) -> None:
+    def __init__(self, header: Any, warn: Callable[[str], None] = logger.warning, headroom: float = HEADROOM) -> None:
         self._bits = bits_stored(header)
         self._warn = warn
         self._headroom = headroom

@@ -184,9 +184,7 @@ def steady(movie: Movie, arms: int) -> Sequence[int]:
     return [frame for frame in frames if frame - kept.start >= UNSTEADY_FRAMES] or frames
 
 
-def chunks_that_fit(
-    solver: solvers.Solver, readouts: Readouts, frames: int, options: TfdReconstruction
-) -> int:
+def chunks_that_fit(solver: solvers.Solver, readouts: Readouts, frames: int, options: TfdReconstruction) -> int:
     """Fewest chunks of which each fits into the memory that is free.
 
     Raises
@@ -204,9 +202,7 @@ def chunks_that_fit(
     raise memory.ShortageError(f"{longest} frames together", needed, room)
 
 
-def parts_of(
-    movies: Iterable[Movie], solver: solvers.Solver, options: TfdReconstruction
-) -> Iterator[solvers.Part]:
+def parts_of(movies: Iterable[Movie], solver: solvers.Solver, options: TfdReconstruction) -> Iterator[solvers.Part]:
     """Yield what the solver needs for the chunks of all slices, each when it is asked for."""
     for movie in movies:
         readouts = movie.readouts

@@ -154,9 +154,7 @@ class Slice:
         Whether coils are combined by maps; else by the root of the sum of squares.
     """
 
-    def __init__(
-        self, plan: nufft.ArmPlan, first: SpiralReadout, length: int, shift: int, adaptive: bool
-    ) -> None:
+    def __init__(self, plan: nufft.ArmPlan, first: SpiralReadout, length: int, shift: int, adaptive: bool) -> None:
         self.orientation = first.orientation
         self._plan = plan
         self._window = SlidingWindow(plan, first.samples.shape[0], length, shift)

@@ -198,9 +198,7 @@ def taper(samples: int) -> NDArray[np.float32]:
     return tukey(2 * samples, TAPERED_PART)[samples:].astype(np.float32)
 
 
-def part_of(
-    readouts: Readouts, maps: NDArray[Any], bins: physio.BinTable, options: XdReconstruction
-) -> solvers.Part:
+def part_of(readouts: Readouts, maps: NDArray[Any], bins: physio.BinTable, options: XdReconstruction) -> solvers.Part:
     """Return what the solver needs: all bins [respiratory, cardiac] together."""
     return solvers.Part(
         samples=readouts.samples[bins.readouts],

@@ -236,9 +236,7 @@ def shared_groups() -> list[range]:
 def xd_bins(simulation: Simulation) -> physio.BinTable:
     """Bins of a scan, as the module makes them."""
     heads = [acquisition.getHead() for acquisition in simulation.acquisitions()]
-    settings = configuration.from_mapping(
-        XdConfig, {"reconstruction": XD_SETTINGS, "binning": XD_BINNING}, "benchmark"
-    )
+    settings = configuration.from_mapping(XdConfig, {"reconstruction": XD_SETTINGS, "binning": XD_BINNING}, "benchmark")
     readouts = SimpleNamespace(heads=heads, usable=[True] * len(heads))
     return spiral_xdgrasp_recon.sort(readouts, list(simulation.waveforms()), settings, simulation.scan.tr, print)
 

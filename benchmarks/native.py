@@ -225,8 +225,10 @@ def tfd_rows(solver: bart_recon.BartSolver, keep: Callable[[str, float, Result],
         ):
             name = f"native, {text} no worse than BART's after {iterations} iterations"
             first = next((pair for pair in ours.items() if good(pair[1])), None)
-            yield f"| {name}: not reached | | | | | | |" if first is None else (
-                row(f"{name}: {first[0]} iterations", first[1], reference, problem)
+            yield (
+                f"| {name}: not reached | | | | | | |"
+                if first is None
+                else (row(f"{name}: {first[0]} iterations", first[1], reference, problem))
             )
         fifth = [result for result in ours.values() if result.seconds <= reference.seconds / 5]
         if fifth:

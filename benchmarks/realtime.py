@@ -47,9 +47,7 @@ class Case:
     def simulation(self) -> Simulation:
         """One turn through the metafile's 144 arms."""
         design = SpiralDesign(resolution=0.256 / self.matrix, interleaves=self.interleaves)
-        return simulate(
-            design_spiral(design), Scan(readouts=144, coils=self.coils, tr=TR, still=True, waveforms=False)
-        )
+        return simulate(design_spiral(design), Scan(readouts=144, coils=self.coils, tr=TR, still=True, waveforms=False))
 
 
 SMALL, LARGE, GPU = Case(128, 8, 23), Case(192, 16, 36), Case(256, 32, 48)
@@ -98,9 +96,7 @@ class Desk:
         output = self.folder / f"out_{time.monotonic_ns()}.h5"
         arguments = ["-p", port, "-c", "simplenufft1arm", "-o", output, *options, raw]
         command = [sys.executable, str(PROJECT / "client.py"), *map(str, arguments)]
-        return subprocess.Popen(
-            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @dataclass(frozen=True)

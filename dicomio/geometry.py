@@ -72,10 +72,9 @@ def reference_offset(
     the centre of the field of view. For an even size this is half a pixel beyond the middle between the outer edges.
     """
     rows, columns = shape
-    return (
-        np.asarray(along_row, dtype=float) * spacing[1] * (columns // 2)
-        + np.asarray(along_column, dtype=float) * spacing[0] * (rows // 2)
-    )
+    return np.asarray(along_row, dtype=float) * spacing[1] * (columns // 2) + np.asarray(
+        along_column, dtype=float
+    ) * spacing[0] * (rows // 2)
 
 
 def to_mrd(plane: Plane) -> MrdGeometry:

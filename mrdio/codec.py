@@ -30,6 +30,7 @@ from mrdio.limits import Limits
 
 logger = logging.getLogger(__name__)
 
+
 class MrdError(Exception):
     """Root of the errors of an MRD session."""
 
@@ -356,4 +357,3 @@ def encode(identifier: MessageId, content: Any = None) -> list:
     """Buffers that make up one message, identifier first; arrays are not copied."""
     _, write = CODECS[identifier]
     return [IDENTIFIER.pack(identifier), *write(content)]
-

@@ -359,9 +359,7 @@ class MrdReader:
                 for head, data in zip(heads, records["data"], strict=True):
                     header = ismrmrd.WaveformHeader.from_buffer_copy(head)
                     shape = (header.channels, header.number_of_samples)
-                    yield ismrmrd.Waveform(
-                        header, self._shaped(data.astype(np.uint32, copy=False), shape, "waveform")
-                    )
+                    yield ismrmrd.Waveform(header, self._shaped(data.astype(np.uint32, copy=False), shape, "waveform"))
 
     def images(self, name: str | None = None) -> Iterator[ismrmrd.Image]:
         """Yield the images of one sub-group, or of all of them in the order of their series."""

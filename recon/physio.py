@@ -147,9 +147,7 @@ def readout_raster(
     return Raster(float(start), float(fitted), index, warn)
 
 
-def collect(
-    waveforms: Iterable[Any], waveform_id: int, warn: Callable[[str], None] = logger.warning
-) -> Signal:
+def collect(waveforms: Iterable[Any], waveform_id: int, warn: Callable[[str], None] = logger.warning) -> Signal:
     """Join the packets of one waveform, in whatever order they came.
 
     Packets that follow each other without a gap are on one raster, fitted to all their time stamps. Gaps stay gaps in

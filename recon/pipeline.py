@@ -14,9 +14,7 @@ def one(item: object) -> int:
     return 1
 
 
-def threaded(
-    items: Iterable[Item], capacity: int, name: str, weight: Callable[[Item], int] = one
-) -> Iterator[Item]:
+def threaded(items: Iterable[Item], capacity: int, name: str, weight: Callable[[Item], int] = one) -> Iterator[Item]:
     """Yield the items of an iterator that a thread goes through ahead of the consumer.
 
     A chain of generators becomes a pipeline by wrapping its links: ``threaded(grid(threaded(receive(...))))``. What an

@@ -98,9 +98,7 @@ class Readouts:
         self.heads.append(readout.head)
 
 
-def receive(
-    scan: SpiralScan, items: Iterable[Any], fov_oversampling: float, most: int | None = None
-) -> list[Readouts]:
+def receive(scan: SpiralScan, items: Iterable[Any], fov_oversampling: float, most: int | None = None) -> list[Readouts]:
     """Take a whole scan in, and keep the first `most` imaging readouts of each slice.
 
     Returns

@@ -261,4 +261,3 @@ def order(ground: Ground) -> None:
         case("an image before everything", [image(), *OPENING, one, CLOSE], told("opens with")),
     ]
     ground.together(cases)
-

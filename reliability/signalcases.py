@@ -137,7 +137,6 @@ def bart_signals(ground: Ground) -> None:
             assert answer.closed, f"{name}: {answer}"
             assert any("ended by signal" in error for error in answer.errors), f"{name}: {answer}"
 
-
     with connect(ground.server.address) as sock:  # and the session, or the server, is killed while BART works
         sock.sendall(b"".join(messages))
         ground.expect([messages[2]])
@@ -151,7 +150,7 @@ def bart_signals(ground: Ground) -> None:
     killed = ground.server
     if not ground.processes:
         ground.restart()
-    (ground.folder / "bart_well.py").write_text(_BART.replace("-i\", 100000", "-i\", 1"))
+    (ground.folder / "bart_well.py").write_text(_BART.replace('-i", 100000', '-i", 1'))
     with ground.checked("the next BART, which takes down what the killed one left"):
         answer = hold(ground.server.address, b"".join([config("bart_well"), *messages[1:]]))
         ground.expect([messages[2]])

@@ -107,9 +107,7 @@ def reconstruct_part(job: tuple[Part, int], report: Callable[..., Any]) -> NDArr
     part, gpu_device = job
     *frames, arms, coils, samples = part.samples.shape
     size = part.maps.shape[-1]
-    needed = native_recon.memory_needed(
-        frames, arms, coils, samples, size, columns=part.columns, gpu_device=gpu_device
-    )
+    needed = native_recon.memory_needed(frames, arms, coils, samples, size, columns=part.columns, gpu_device=gpu_device)
     if needed > (there := memory.free(gpu_device)):
         what = f"{' x '.join(map(str, frames))} frames of {size} x {size} pixels from {arms} arms of {samples} samples"
         raise memory.ShortageError(f"{what} and {coils} coils", needed, there)
@@ -123,9 +121,7 @@ def reconstruct_part(job: tuple[Part, int], report: Callable[..., Any]) -> NDArr
 # --- Choice -----------------------------------------------------------------------------------------------------------
 
 
-def open_solver(
-    settings: IterativeReconstruction, send: Callable[[str], Any], tell: Callable[[str], Any]
-) -> Solver:
+def open_solver(settings: IterativeReconstruction, send: Callable[[str], Any], tell: Callable[[str], Any]) -> Solver:
     """Find the backend that the configuration asks for, and see that it can do what is asked for.
 
     ``backend = "auto"`` is the native solver, with BART installed or not: images must not depend on what happens to be

@@ -234,9 +234,7 @@ class Plan:
         return np.array([taken[arm] for arm in arms])
 
 
-def distinct_arms(
-    coordinates: NDArray[Any], counts: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+def distinct_arms(coordinates: NDArray[Any], counts: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Find the arms that differ.
 
     Parameters

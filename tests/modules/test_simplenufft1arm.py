@@ -26,9 +26,7 @@ def design(matrix=64, **options):
 
 def settings(folder, **reconstruction):
     values = {"arms_per_frame": 24, "window_shift": 24, "coil_combine": "rssq"} | reconstruction
-    return ViewSharingConfig(
-        metafile_paths=(folder,), reconstruction=ViewSharingReconstruction(**values)
-    )
+    return ViewSharingConfig(metafile_paths=(folder,), reconstruction=ViewSharingReconstruction(**values))
 
 
 @pytest.fixture
@@ -412,4 +410,3 @@ def test_readout_of_another_length_is_an_error(scanner):
     write_metafile(longer.trajectory, f"seq_meta/{longer.trajectory.file.name}")
     result, _ = scanner(simulation, KEYS, again=True)
     assert "samples" in result.errors[0]
-

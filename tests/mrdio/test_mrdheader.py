@@ -224,8 +224,18 @@ def test_entities_do_not_blow_up():
         replaced("<encoding>", "<x/>" * 900_000 + "<encoding>"),
         "<ismrmrdHeader>" + "\n" * 20_000_000,
     ],
-    ids=["long value", "deep", "deep and never closed", "many", "deeper", "deep in its own", "attributes", "namespaces",
-         "elements", "long and never closed"],
+    ids=[
+        "long value",
+        "deep",
+        "deep and never closed",
+        "many",
+        "deeper",
+        "deep in its own",
+        "attributes",
+        "namespaces",
+        "elements",
+        "long and never closed",
+    ],
 )
 def test_huge_texts_are_done_with_soon(xml):
     start = time.monotonic()

@@ -17,11 +17,13 @@ def make_phantom(shape, number, noise=0.0, seed=0):
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((number, len(shape)))
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    maps = np.stack([
-        np.exp(-sum((x - 1.1 * c) ** 2 for x, c in zip(axes, centre, strict=True)) / 1.5)
-        * np.exp(1j * (axes[0] * centre[0] + 1.3 * axes[-1] + 2 * i))
-        for i, centre in enumerate(centres)
-    ])
+    maps = np.stack(
+        [
+            np.exp(-sum((x - 1.1 * c) ** 2 for x, c in zip(axes, centre, strict=True)) / 1.5)
+            * np.exp(1j * (axes[0] * centre[0] + 1.3 * axes[-1] + 2 * i))
+            for i, centre in enumerate(centres)
+        ]
+    )
     maps /= np.sqrt((np.abs(maps) ** 2).sum(axis=0))
     truth = 1.0 * (sum((x / 0.8) ** 2 for x in axes) < 1) + 0.8 * (sum((x - 0.3) ** 2 for x in axes) < 0.06)
     images = maps * truth

@@ -110,8 +110,6 @@ def test_data_without_a_scale_are_refused(value):
         readouts.data_scale(one_point(value), np.ones((1, 8, 8), np.complex64), 1, range(1))
 
 
-
-
 def test_the_scale_of_many_frames_is_that_of_some(simulation, monkeypatch):
     kept = received(simulation)
     maps = simulation.truth.maps()

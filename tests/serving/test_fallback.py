@@ -205,7 +205,9 @@ def test_nothing_came_nothing_is_said(server, connect, tmp_path):
     assert len(texts) == 1
 
 
-OWN = FAILS + """
+OWN = (
+    FAILS
+    + """
 def fallback(items, metadata):
     import mrdhelper, numpy
     {before}
@@ -213,6 +215,7 @@ def fallback(items, metadata):
         pixels = numpy.abs(item.data)
         yield mrdhelper.build_image(pixels, item.getHead(), metadata, index=item.scan_counter)
 """
+)
 
 
 def test_own_fallback_of_a_module_comes_first(server, connect, tmp_path):

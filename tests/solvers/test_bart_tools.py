@@ -257,9 +257,7 @@ def test_the_last_iteration_is_reported_whatever_the_interval(bart, scratch):
     for asked in (2, 9, 10):
         seen = []
         options = ["-m", "-e", "-S", "-R", "T:3:0:0.001", "-d", 4, "-i", asked, "-t", trajectory]
-        (image,) = bt.run(
-            bart, "pics", options, kspace, maps, threads=1, progress=seen.append, progress_interval=600
-        )
+        (image,) = bt.run(bart, "pics", options, kspace, maps, threads=1, progress=seen.append, progress_interval=600)
         last.append(seen[-1].iteration)
         images.append(image)
     assert last == [10, 10, 20]

@@ -46,9 +46,7 @@ def matrix_of(coordinates, maps):
 
 def differences(images, penalties):
     for one in penalties:
-        yield one.weight, (
-            np.roll(images, -1, one.axis) - images if one.cyclic else np.diff(images, axis=one.axis)
-        )
+        yield one.weight, (np.roll(images, -1, one.axis) - images if one.cyclic else np.diff(images, axis=one.axis))
 
 
 def objective(images, samples, coordinates, maps, penalties, weights=None):

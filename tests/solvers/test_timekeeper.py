@@ -23,9 +23,7 @@ def test_reports_come_at_intervals_with_an_estimate(monkeypatch):
     assert reports[1].remaining == pytest.approx(4.5)
     now[0] = 106.0
     assert keeper.progress().remaining == pytest.approx(8.0)
-    assert str(keeper.progress()) == (
-        "iterative reconstruction: 2 of 10 iterations, objective 30, 6 s elapsed"
-    )
+    assert str(keeper.progress()) == ("iterative reconstruction: 2 of 10 iterations, objective 30, 6 s elapsed")
 
 
 def test_nobody_needs_to_listen():
