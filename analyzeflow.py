@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mrdhelper
+from connection import Connection
 from recon.configuration import parameter
 from recon.moduleparameters import read_parameters
 
@@ -43,7 +44,7 @@ class FlowError(ValueError):
     """A phase image that cannot be turned into velocity; the message says why."""
 
 
-def process(connection: Any, config: Any, metadata: Any) -> None:
+def process(connection: Connection, config: Any, metadata: Any) -> None:
     """Turn phase images into masked velocity images.
 
     Parameters

@@ -135,7 +135,7 @@ def _ask(path: Path, *arguments: str) -> str:
     """Everything that a short BART command prints."""
     listener = _Listener(arguments[0], keep=1000)
     _execute([str(path), *arguments], None, dict(os.environ), listener, lambda: False, _PROBE_TIMEOUT)
-    return "\n".join(listener.last_words)
+    return "\n".join(listener.final_text)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class _Listener:
         self, command: str, total: int | None = None, report: Callable[[Progress], Any] | None = None,
         interval: float = 0.0, keep: int = _LAST_WORDS,
     ) -> None:  # fmt: skip
-        self.last_words: deque[str] = deque(maxlen=keep)
+        self.final_text: deque[str] = deque(maxlen=keep)
         self._command, self._total, self._report, self._interval = command, total, report, interval
         self._begin = self._iterating_since = time.monotonic()
         self._next_report, self._admm, self._rest = 0.0, False, b""
@@ -191,12 +191,12 @@ class _Listener:
 
     def words(self) -> str:
         """BART's last words."""
-        return " | ".join(word.strip() for word in self.last_words) or "it printed nothing"
+        return " | ".join(word.strip() for word in self.final_text) or "it printed nothing"
 
     def _line(self, line: str) -> None:
         if not line.strip():
             return
-        self.last_words.append(line)
+        self.final_text.append(line)
         logger.debug("bart %s: %s", self._command, line)
         if line.strip() == "ADMM":  # from here on, "#n:" lines are its inner iterations
             self._admm, self._iterating_since = True, time.monotonic()

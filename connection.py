@@ -377,7 +377,7 @@ class Connection:
         finally:
             self._receive_lock.release()
 
-    def interrupt(self, last_words: str) -> None:
+    def interrupt(self, final_text: str) -> None:
         """End both directions from another thread, with a text and CLOSE to the peer if they can be sent at once.
 
         A thread that waits in this connection gets `StreamBroken`.
@@ -386,7 +386,7 @@ class Connection:
         if self._send_lock.acquire(timeout=INTERRUPT_WAIT):  # else a module is stuck in sending to a peer that is stuck
             self._send_lock.release()
             try:
-                self.send_text(last_words)
+                self.send_text(final_text)
                 self.send_close()
             except MrdError as error:
                 logger.debug("The peer could not be told: %s", error)

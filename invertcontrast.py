@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import coils
 import mrdhelper
+from connection import Connection
 from recon import cartesian
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ OPTIONS = ("", "roi", "colormap", "rgb", "complex")
 ORIGINAL_SERIES_OFFSET = 99  # originals go to a series of their own, this much after that of the inverted images
 
 
-def process(connection: Any, config: Any, metadata: Any) -> None:
+def process(connection: Connection, config: Any, metadata: Any) -> None:
     """Invert the contrast of all images that come in, as raw data or as images.
 
     Parameters
@@ -62,7 +63,7 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
         connection.send_image(process_image(imgGroup, connection, config, metadata))
 
 
-def process_raw(acqGroup: list[Any], connection: Any, config: Any, metadata: Any) -> list[ismrmrd.Image]:
+def process_raw(acqGroup: list[Any], connection: Connection, config: Any, metadata: Any) -> list[ismrmrd.Image]:
     """Reconstruct Cartesian readouts, and hand the images to `process_image`.
 
     Parameters
@@ -112,7 +113,9 @@ def process_raw(acqGroup: list[Any], connection: Any, config: Any, metadata: Any
     return process_image(imgGroup, connection, config, metadata)
 
 
-def process_image(imgGroup: list[ismrmrd.Image], connection: Any, config: Any, metadata: Any) -> list[ismrmrd.Image]:
+def process_image(
+    imgGroup: list[ismrmrd.Image], connection: Connection, config: Any, metadata: Any
+) -> list[ismrmrd.Image]:
     """Invert the contrast of the images of one series.
 
     Parameters

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from mrdio.commandline import log_to, number
-from mrdio.limits import add_limits, read_limits
+from mrdio.limits import add_limits, flag_of, read_limits
 from mrdio.recordings import DEFAULT_FOLDER
 from recon.configuration import PROJECT_FOLDER
 from server import Server, ServerOptions
@@ -54,7 +54,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--overload", choices=("refuse", "wait"), default="refuse",
         help="what becomes of sessions that there is no place for: they are told so, or wait for one")  # fmt: skip
     add_limits(parser)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if read_limits(options).session_memory and not options.multiprocessing:
+        parser.error(f"{flag_of('session_memory')} needs -m: nobody knows how much memory one of several threads uses")
+    return options
 
 
 def configure_logging(verbose: bool, logfile: Path | None, crlf: bool, as_json: bool = False) -> None:
@@ -64,13 +67,15 @@ def configure_logging(verbose: bool, logfile: Path | None, crlf: bool, as_json: 
 
 
 def warn_of_namesakes(folder: Path) -> None:
-    """Warn of files in a module folder that have names of the server's own files, which would be imported instead."""
+    """Warn of files and packages in a module folder that have a name of the server's own, which is imported instead."""
     if folder == PROJECT_FOLDER:
         return
-    for path in sorted(folder.glob("*.py")):
-        if (PROJECT_FOLDER / path.name).is_file():
-            logger.warning("%s: the server has a file %s, too, and 'import %s' gets that one: choose another name",
-                path, path.name, path.stem)  # fmt: skip
+    for path in sorted(folder.iterdir()):
+        name = path.stem if path.suffix == ".py" else path.name if path.is_dir() else ""
+        own = PROJECT_FOLDER / name
+        if name.isidentifier() and (own.with_suffix(".py").is_file() or (own / "__init__.py").is_file()):
+            logger.warning("%s: the server has a %s, too, and 'import %s' gets that one: choose another name",
+                path, f"folder {name}" if own.is_dir() else f"file {name}.py", name)  # fmt: skip
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
+from mrdio.jsonparameters import ALLOWED, convert
 from mrdio.overlays import create_roi as create_roi
 from mrdio.overlays import create_text as create_text
 from mrdio.overlays import parse_roi as parse_roi
@@ -87,41 +88,10 @@ def get_meta_value(meta: Mapping[str, Any] | None, key: str) -> Any:
 
 
 # ------------------------------------------------------------------------------------------ the client's settings
-def _as_int(value: Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-        raise TypeError
-    return int(value)
-
-
-def _as_float(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError
-    return float(value)
-
-
-def _as_str(value: Any) -> str:
-    if not isinstance(value, str | int | float):
-        raise TypeError
-    return str(value)
-
-
-def _as_bool(value: Any) -> bool:
-    text = str(value).strip().lower()
-    if text not in ("true", "false", "1", "0"):
-        raise ValueError
-    return text in ("true", "1")
-
-
-_PARAMETER_TYPES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "int": (_as_int, "a whole number"),
-    "float": (_as_float, "a number"),
-    "double": (_as_float, "a number"),
-    "str": (_as_str, "text"),
-    "string": (_as_str, "text"),
-    "choice": (_as_str, "text"),
-    "bool": (_as_bool, "true or false"),
-    "boolean": (_as_bool, "true or false"),
-}
+_PARAMETER_TYPES: dict[str, type] = {
+    "int": int, "float": float, "double": float, "str": str, "string": str, "choice": str,
+    "bool": bool, "boolean": bool,
+}  # fmt: skip
 
 
 def get_json_config_param(config: Any, key: str, default: Any = None, type: str = "str") -> Any:
@@ -149,11 +119,11 @@ def get_json_config_param(config: Any, key: str, default: Any = None, type: str 
     value = parameters.get(key) if isinstance(parameters, Mapping) else None
     if value is None:
         return default
-    convert, allowed = _PARAMETER_TYPES[type]
+    kind = _PARAMETER_TYPES[type]
     try:
-        return convert(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"JSON parameter {key!r} is {value!r}; expected {allowed}") from None
+        return convert(value, kind)
+    except ValueError:
+        raise ValueError(f"JSON parameter {key!r} is {value!r}; expected {ALLOWED[kind]}") from None
 
 
 # ------------------------------------------------------------------------------- the vendor's serialised mini header

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mrdhelper
+from connection import Connection
 from recon.configuration import parameter
 from recon.moduleparameters import read_parameters
 
@@ -37,7 +38,7 @@ class Parameters:
     sendOriginal: bool = parameter(False, "Send the incoming images back as well.")
 
 
-def process(connection: Any, config: Any, metadata: Any) -> None:
+def process(connection: Connection, config: Any, metadata: Any) -> None:
     """Take all data of a session, and send a report of them.
 
     Parameters

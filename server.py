@@ -15,12 +15,12 @@ from pathlib import Path
 from mrdio.limits import flag_of
 from mrdio.recordings import make_folder
 from serving.converter import Converter
-from serving.doorkeeper import Doorkeeper, Visitor
-from serving.memoryguard import MemoryGuard
+from serving.memoryguard import MemoryGauge, MemoryGuard
 from serving.module_loader import ModuleLoader
 from serving.processes import group_lives, kill_group
 from serving.session import BUILT_IN, SAVE_ONLY, Session, SessionOptions
 from serving.summary import Outcome, SessionSummary
+from serving.waiting import Pending, WaitingQueue
 from serving.workers import BREAK_OFF_WAIT, ProcessWorker, ThreadWorker, Worker, warm_up_processes
 
 try:
@@ -38,7 +38,7 @@ HANDLES = 16
 HOUSEKEEPING = 1.0
 
 # The same while somebody waits for a place, or has been told to leave [s].
-DOORKEEPING = 0.1
+QUEUE_PERIOD = 0.1
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ class Server:
         self._session_count = 0
         self._accepting = True
         self._groups: set[int] = set()  # of processes that ended sessions have left
-        self._door = Doorkeeper(options.session.limits, ended)
+        self._memory = MemoryGauge(options.session.limits)
+        self._waiting = WaitingQueue(options.session.limits, ended)
         self._listener = _listen(options.host, options.port)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._selector = selectors.DefaultSelector()
@@ -128,27 +129,29 @@ class Server:
             self._leftovers.convert_leftovers(self._options.session.save_folder)
             self._leftovers.close()
             self._leftovers.start()
-        guard = MemoryGuard(self._options.session.limits, self._all_workers)
-        guard.start()
+        guard = MemoryGuard(self._options.session.limits, self._all_workers) if self._options.processes else None
+        if guard is not None:
+            guard.start()
         try:
             self._selector.register(self._listener, selectors.EVENT_READ)
             self._selector.register(self._wake_receiver, selectors.EVENT_READ)
             while not self._stopped.is_set():
-                ready = self._selector.select(DOORKEEPING if self._door.is_busy else HOUSEKEEPING)
+                ready = self._selector.select(QUEUE_PERIOD if self._waiting.is_busy else HOUSEKEEPING)
                 self._forget_ended()
-                self._door.look(self.running)
-                while self._has_place() and (visitor := self._door.next()) is not None:
-                    self._serve(visitor)
+                self._waiting.look(self.running)
+                while self._waiting.queue and not self._stopped.is_set() and not self._shortage():
+                    self._serve(self._waiting.next())
                 if ready and not self._stopped.is_set():
                     self._accept()
         finally:
             self._stopped.set()
             self._listener.close()
-            self._door.close()
+            self._waiting.close()
             self._end_sessions()
             if self._converter is not None:
                 self._stop_converting()
-            guard.stop()
+            if guard is not None:
+                guard.stop()
             self._selector.close()
             self._wake_receiver.close()
             self._wake_sender.close()
@@ -169,7 +172,7 @@ class Server:
     @property
     def waiting(self) -> int:
         """Number of sessions that wait for a place."""
-        return len(self._door.queue)
+        return len(self._waiting.queue)
 
     def kill_sessions(self) -> None:
         """End the processes of sessions at once; threads end with the server's own process."""
@@ -192,24 +195,29 @@ class Server:
             return
         self._accepting = True
         self._session_count += 1
-        visitor = Visitor(sock, f"session-{self._session_count}", f"{address[0]}:{address[1]}")
-        logger.info("connected from %s", visitor.peer, extra={"session": visitor.name})
-        if self._has_place() and not self._door.queue:
-            self._serve(visitor)
+        pending = Pending(sock, f"session-{self._session_count}", f"{address[0]}:{address[1]}")
+        logger.info("connected from %s", pending.peer, extra={"session": pending.name})
+        shortage = self._shortage()
+        if not shortage and not self._waiting.queue:
+            self._serve(pending)
         elif self._options.overload == "wait":
-            self._door.admit(visitor, self.running)
+            self._waiting.admit(pending, self.running)
         else:
-            full = self.running >= self._options.session.limits.sessions
-            limit = f"its limit ({flag_of('sessions')})" if full else "and has no file handles for more (ulimit -n)"
-            self._door.refuse(visitor, f"the server already serves {self.running} sessions, {limit}: try again later")
+            text = f"the server already serves {self.running} sessions, {shortage or 'and others wait'}"
+            self._waiting.refuse(pending, f"{text}: try again later")
 
-    def _has_place(self) -> bool:
-        if self._stopped.is_set() or self.running >= self._options.session.limits.sessions:
-            return False
-        return not self.running or _has_handles()  # it may be those who wait that have all handles
+    def _shortage(self) -> str | None:
+        """Return what a further session lacks, in words; None when it can begin."""
+        if self.running >= self._options.session.limits.sessions:
+            return f"its limit ({flag_of('sessions')})"
+        if not self.running:  # it may be those who wait that have all handles, and nobody else would free memory
+            return None
+        if not _has_handles():
+            return "and has no file handles for more (ulimit -n)"
+        return None if self._options.processes else self._memory.shortage()
 
-    def _serve(self, visitor: Visitor) -> None:
-        sock, name, peer = visitor.sock, visitor.name, visitor.peer
+    def _serve(self, pending: Pending) -> None:
+        sock, name, peer = pending.sock, pending.name, pending.peer
         try:
             if self._options.processes:
                 worker = ProcessWorker(sock, name, peer, self._options.session, self._options.setup_process)
@@ -219,7 +227,7 @@ class Server:
                 worker = ThreadWorker(Session(sock, name, options, self._loader, peer, self._report, convert))
             worker.start()
         except (OSError, RuntimeError) as error:  # no memory or no threads left
-            self._door.refuse(visitor, f"the server cannot serve a further session: {error}")
+            self._waiting.refuse(pending, f"the server cannot serve a further session: {error}")
             return
         self._workers.append(worker)
         if self._options.processes:

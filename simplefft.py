@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 import coils
 import mrdhelper
+from connection import Connection
 from recon import cartesian
 
 logger = logging.getLogger(__name__)
 
 
-def process(connection: Any, config: Any, metadata: Any) -> None:
+def process(connection: Connection, config: Any, metadata: Any) -> None:
     """Reconstruct Cartesian raw data and send the images.
 
     Parameters

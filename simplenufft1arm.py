@@ -11,7 +11,6 @@ References: Lim et al., Magn Reson Med 2017, doi 10.1002/mrm.26314 (real-time sp
 import functools
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,8 @@ from numpy.typing import NDArray
 
 import coils
 import mrdhelper
-from recon import arrays, configuration, nufft, spiral
+from connection import Connection
+from recon import arrays, configuration, memory, nufft, spiral
 from recon.configuration import SpiralConfig, SpiralReconstruction, parameter
 from recon.pipeline import threaded
 from recon.slidingwindow import SlidingWindow
@@ -79,7 +79,7 @@ def prepare(config: Any, metadata: Any) -> None:
         plan_for(scan, settings.reconstruction, scan.nominal)
 
 
-def process(connection: Any, config: Any, metadata: Any) -> None:
+def process(connection: Connection, config: Any, metadata: Any) -> None:
     """Reconstruct a spiral scan frame by frame, and send each frame at once.
 
     Parameters
@@ -221,7 +221,8 @@ def reconstruct(
         here = slices.get(number)
         if here is None or here.orientation != readout.orientation:
             plan = plan_of(scan.trajectory_of(readout))
-            check_memory(plan, readout.samples.shape[0], length, shift, len(slices | {number: here}))
+            windows = len(slices | {number: here})
+            check_memory(plan, readout.samples.shape[0], length, shift, windows, settings.gpu_device)
             here = slices[number] = Slice(plan, readout, length, shift, settings.coil_combine == "adaptive")
         grid = here.add(readout)
         if grid is not None and here.usable_part < USABLE_PART:
@@ -233,10 +234,12 @@ def reconstruct(
         scan.warn(f"{dropped} frame(s) were not made: fewer than half of their readouts could be used")
 
 
-def check_memory(plan: nufft.ArmPlan, coil_count: int, length: int, shift: int, slice_count: int) -> None:
-    """Raise a ValueError when the windows of all slices would take more than half of the machine's memory."""
+def check_memory(
+    plan: nufft.ArmPlan, coil_count: int, length: int, shift: int, slice_count: int, gpu_device: int = -1
+) -> None:
+    """Raise a ValueError when the windows of all slices would take more memory than one reconstruction may take."""
     needed = slice_count * SlidingWindow.grids(length, shift) * math.prod(plan.grid_shape) * coil_count * 8
-    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else 8 << 30
+    limit = memory.usable(gpu_device)
     if needed > limit:
         raise ValueError(
             f"arms_per_frame = {length} with window_shift = {shift}, {coil_count} coils, {slice_count} slices and a "

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.signal.windows import tukey
 
 import mrdhelper
+from connection import Connection
 from recon import configuration, memory, physio, spiral
 from recon.configuration import SpiralConfig, parameter
 from recon.readouts import Readouts, prepare_each, receive, repetition_time
@@ -80,7 +81,7 @@ class XdConfig(SpiralConfig):
     binning: XdBinning = field(default_factory=XdBinning)
 
 
-def process(connection: Any, config: Any, metadata: Any) -> None:
+def process(connection: Connection, config: Any, metadata: Any) -> None:
     """Reconstruct a spiral scan when it is over: one image for each slice, respiratory state and cardiac phase.
 
     Parameters

@@ -34,7 +34,6 @@ sys.path.insert(0, str(PROJECT))
 import iterative as phantom
 
 import bart_tools
-import rtspiral_bart_tvrecon
 import spiral_xdgrasp_recon
 from recon import configuration, nufft, physio, spiral
 from recon import readouts as kept
@@ -42,7 +41,7 @@ from recon.trajectory import write_metafile
 from simulation.spiraldesign import SpiralDesign
 from simulation.spiralsimulation import Scan, Simulation
 from solvers import backends as solvers
-from solvers import bart_recon, native_recon
+from solvers import bart_recon, movies, native_recon
 
 LONG, VERY_LONG = 240, 2000  # frames; the latter for a GPU
 ITERATIONS = (3, 6, 9, 12, 18, 24, 30)
@@ -112,8 +111,8 @@ def tfd_problem(frames: int, solver: solvers.Solver, design: SpiralDesign = phan
     maps = solver.coil_maps(readouts)
     scale = kept.data_scale(readouts, maps, phantom.ARMS, range(5, frames))
     weight = phantom.TFD_SETTINGS["reg_lambda"] * phantom.FRAMES
-    chunk = rtspiral_bart_tvrecon.Chunk(range(frames), range(frames))
-    part = rtspiral_bart_tvrecon.part_of(readouts, chunk, maps, scale, weight, options)
+    movie = movies.Movie(readouts, phantom.ARMS, (movies.Chunk(range(frames), range(frames)),))
+    (part,) = movie.parts(maps, scale, weight, options.num_iter)
     groups = [range(phantom.ARMS * n, phantom.ARMS * (n + 1)) for n in range(frames)]
     return Problem(part, phantom.true_images(simulation, groups), scan.readouts * scan.tr)
 

@@ -21,13 +21,12 @@ sys.path.insert(0, str(PROJECT))
 
 import bart_tools
 import coils
-import rtspiral_bart_tvrecon as tfd
 from recon import spiral
 from recon.readouts import Readouts, data_scale, receive
 from recon.trajectory import write_metafile
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan, simulate
-from solvers import bart_recon, calibration
+from solvers import bart_recon, calibration, movies
 from solvers.backends import NativeSolver
 from solvers.problem import Reporter, Solver
 
@@ -64,19 +63,13 @@ class Series:
         self.truth = simulation.truth.frames(groups) * coils.rssq(simulation.truth.maps())
         self.frames = frames
         self.maps = calibration.coil_maps(self.readouts)
-        self.scale = data_scale(self.readouts, self.maps, ARMS, range(tfd.UNSTEADY_FRAMES, frames))
+        self.scale = data_scale(self.readouts, self.maps, ARMS, range(movies.UNSTEADY_FRAMES, frames))
 
     def images(self, solver: Solver, weight: float, iterations: int, count: int = 1) -> NDArray:
         """Magnitudes [frame, row, column], made in so many parts."""
-        options = TfdReconstruction(arms_per_frame=ARMS, num_iter=iterations)
-        chunks = list(tfd.split(self.frames, count, solver.overlap))
-        parts = [tfd.part_of(self.readouts, chunk, self.maps, self.scale, weight, options) for chunk in chunks]
-        return np.concatenate(
-            [
-                np.abs(images[chunk.kept.start - chunk.frames.start :][: len(chunk.kept)])
-                for chunk, images in zip(chunks, solver.reconstruct(parts, count), strict=True)
-            ]
-        )
+        movie = movies.Movie(self.readouts, ARMS, tuple(movies.split(self.frames, count, solver.overlap)))
+        results = solver.reconstruct(movie.parts(self.maps, self.scale, weight, iterations), count)
+        return np.abs([image for chunk in movies.images([movie], results) for _, _, image in chunk])
 
 
 def error(images: NDArray, truth: NDArray) -> float:

@@ -1,4 +1,4 @@
-"""JSON parameters of a session, as they come over the network: bounded in size and depth before they are read."""
+"""JSON parameters of a session, as they come over the network: bounded in size, and their values in the right type."""
 
 import json
 import re
@@ -6,24 +6,12 @@ from typing import Any
 
 from mrdio.limits import Limits, flag_of
 
-# Brackets outside strings; possessive, so that no text makes it try again, and with an end for every string that
-# begins, so that none is read twice. An unfinished string hides its brackets, and is refused by the JSON reader itself.
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
-
 # What editors of one system put first, and white space.
 _BEGINNING = re.compile(r"\ufeff*+\s*+\{")
 
 
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for found in _STRING_OR_BRACKET.finditer(text):
-        bracket = found[0]
-        if bracket in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif bracket in "]}":
-            depth -= 1
-    return deepest
+ALLOWED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 
 
 def is_json(text: str) -> bool:
@@ -39,23 +27,49 @@ def parse_parameters(text: str, limits: Limits) -> dict[str, Any]:
     text : str
         The text of the message, for which `is_json` holds.
     limits : Limits
-        How long and how deep it may be.
+        How long it may be.
 
     Raises
     ------
     ValueError
-        If it is longer or deeper than allowed, or no JSON.
+        If it is longer than allowed, deeper than Python reads, or no JSON.
     """
     size = len(text)
     if size <= limits.json:  # no copy of what is too long anyway
         size = len(text.encode("utf-8", "replace"))
     if size > limits.json:
         raise ValueError(f"they are at least {size} bytes long, the limit is {limits.json} ({flag_of('json')})")
-    text = text.lstrip("\ufeff")
-    depth = _depth(text)
-    if depth > limits.json_depth:
-        raise ValueError(f"they are nested {depth} deep, the limit is {limits.json_depth} ({flag_of('json_depth')})")
     try:
-        return json.loads(text)
-    except RecursionError:  # when somebody allows more depth than Python has
-        raise ValueError(f"they are nested {depth} deep, deeper than they can be read") from None
+        return json.loads(text.lstrip("\ufeff"))
+    except RecursionError:  # the reader ends by itself, after some thousand brackets
+        raise ValueError("they are nested deeper than they can be read") from None
+
+
+def convert(value: Any, kind: type) -> Any:
+    """Convert a value that a client sent to the type that a module asks for.
+
+    Scanners send numbers and switches as text as well: ``"5"`` and ``"True"`` are taken for what they say.
+
+    Parameters
+    ----------
+    value : Any
+        As JSON gives it.
+    kind : type
+        int, float, bool or str.
+
+    Raises
+    ------
+    ValueError
+        If it says nothing of that type; `ALLOWED` says what would.
+    """
+    is_switch = isinstance(value, bool)
+    try:
+        if kind is bool:
+            return _SWITCHES[str(value).strip().lower()]
+        if isinstance(value, str):
+            return kind(value)
+        if is_switch or not isinstance(value, int | float) or (kind is int and value != int(value)):
+            raise ValueError("of another type")
+        return kind(value)
+    except (KeyError, OverflowError) as error:
+        raise ValueError("of another type") from error

@@ -39,8 +39,6 @@ class Limits:
     data, text, header, attributes, json : int
         Largest payload of a readout, image or waveform; longest text or config; longest MRD header; longest meta
         attributes of an image; longest JSON parameters [bytes].
-    json_depth : int
-        How deep JSON parameters may be nested.
     images : int
         How many images a session may send back.
     timeout : float
@@ -62,7 +60,7 @@ class Limits:
     memory : int
         Memory of the server with all its child processes [bytes]; 0: a share of what the machine has (`memoryguard`).
     session_memory : int
-        Memory of one session [bytes]; 0: no limit but that of the server.
+        Memory of one session in a process of its own [bytes]; 0: no limit but that of the server.
     disk : int
         What saving leaves free on the disk [bytes].
     """
@@ -78,7 +76,6 @@ class Limits:
         "those with all DICOM fields of an image have tens of kB; the same",
     )  # fmt: skip
     json: int = _size(1, "maxJson", "JSON parameters", "real ones have some kB")
-    json_depth: int = _limit(64, "maxJsonDepth", "their nesting", "real ones have two or three")
     images: int = _limit(
         1_000_000, "maxImages", "images that a session sends back",
         "five hours of 50 images a second; a module in an endless loop ends some day",
@@ -112,7 +109,7 @@ class Limits:
         "none left", low=0,
     )  # fmt: skip
     session_memory: int = _size(
-        0, "sessionMemory", "memory of one session",
+        0, "sessionMemory", "memory of one session, with -m",
         "0: no less than the server; a budget of your own must hold the libraries that a module loads, 500 MiB", low=0,
     )  # fmt: skip
     disk: int = _size(

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from mrdio.jsonparameters import ALLOWED, convert
 from recon.configuration import Config, declared, from_mapping, unknown_key
 
 logger = logging.getLogger(__name__)
@@ -47,24 +48,13 @@ def read_parameters(cls: type[Config], config: Any) -> Config:
     for name in sent:
         if name not in kinds and name not in NOT_FOR_MODULES:
             logger.warning("%s: %.300s; it is left out", SOURCE, unknown_key("", name, known))
-    values = {name: _as_kind(sent[name], kind) for name, kind in kinds.items() if sent.get(name) is not None}
+    values = {name: _in_type(sent[name], kind) for name, kind in kinds.items() if sent.get(name) is not None}
     return from_mapping(cls, values, SOURCE)
 
 
-def _as_kind(value: Any, kind: Any) -> Any:
-    """Take text for the switch or number that it says; what it does not say is left for the check to refuse."""
-    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if kind is bool and value in (0, 1) and isinstance(value, int):
-        return bool(value)
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
+def _in_type(value: Any, kind: type) -> Any:
+    """Convert a value to its declared type; what it does not say is left for the check to refuse, which names it."""
     try:
-        if kind is bool:
-            return {"true": True, "false": False, "1": True, "0": False}.get(text.lower(), value)
-        return kind(text) if kind in (int, float) else value
+        return convert(value, kind) if kind in ALLOWED else value
     except ValueError:
         return value

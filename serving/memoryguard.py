@@ -1,16 +1,18 @@
-"""Ends the session that takes too much memory, before the system ends the server.
+"""Memory of the server and its sessions: what happens before the system ends the server.
 
 What a session in a process of its own uses is known: the memory of its process and the programs it runs, and a share of
-what these share with others. What one of several threads uses nobody knows; it is estimated (`Ledger`).
+what these share with others. `MemoryGuard` ends the one that uses too much. What one of several threads uses nobody
+knows; `MemoryGauge` says when there is no memory for further ones.
 """
 
 import contextlib
 import ctypes
 import logging
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from mrdio.limits import MIB, Limits, flag_of
 from recon.cgroups import memory_of_groups
@@ -28,50 +30,36 @@ SHARE = 0.8
 SETTLE = 10.0
 
 
-class Ledger:
-    """Puts the memory of one process down to the sessions in its threads: an estimate.
+class MemoryGauge:
+    """Tells whether the server uses all the memory that it may.
 
-    What the process has grown by from one look to the next is put down to its sessions in proportion to what they have
-    received meanwhile, equally when none has received anything. What it has shrunk by is taken first from what ended
-    sessions have left behind, then from the sessions in proportion to what they hold.
+    Sessions in threads share one process, and nobody knows which of them uses how much of it. So none is ended: while
+    the memory is short, the server takes no further one.
+
+    Parameters
+    ----------
+    limits : Limits
+        How much memory that is.
     """
 
-    def __init__(self) -> None:
-        self._total: float | None = None
-        self._held: dict[str, float] = {}
-        self._received: dict[str, int] = {}
-        self._left_behind = 0.0
+    def __init__(self, limits: Limits) -> None:
+        self._limit = limits.memory
+        self._looked = -math.inf
+        self._used = 0
 
-    def book(self, total: float, received: Mapping[str, int]) -> dict[str, float]:
-        """Memory that each session holds now [bytes].
-
-        Parameters
-        ----------
-        total : float
-            Memory of the process now [bytes].
-        received : mapping
-            What each running session has received since it began [bytes], by its name.
-        """
-        self._left_behind += sum(held for name, held in self._held.items() if name not in received)
-        self._held = {name: self._held.get(name, 0.0) for name in received}
-        meanwhile = {name: count - self._received.get(name, 0) for name, count in received.items()}
-        change = total - (total if self._total is None else self._total)
-        self._total, self._received = total, dict(received)
-        if change > 0:
-            if not any(meanwhile.values()):
-                meanwhile = dict.fromkeys(meanwhile, 1)
-            self._spread(change, meanwhile)
-        else:
-            freed = min(-change, self._left_behind)
-            self._left_behind -= freed
-            self._spread(max(change + freed, -sum(self._held.values())), dict(self._held))
-        return dict(self._held)
-
-    def _spread(self, change: float, weights: Mapping[str, float]) -> None:
-        whole = sum(weights.values())
-        for name, weight in weights.items():
-            if whole:
-                self._held[name] += change * weight / whole
+    def shortage(self) -> str | None:
+        """Return the memory in use and the limit in words when the limit is reached, else None."""
+        self._limit = self._limit or default_memory()
+        if time.monotonic() - self._looked > PERIOD:
+            tree = ProcessTree()
+            self._used = sum(tree.resident.values())
+            if self._used > self._limit:
+                _give_back()
+                self._used = ProcessTree().whole()
+            self._looked = time.monotonic()
+        if self._used <= self._limit:
+            return None
+        return f"it uses {_mib(self._used)} of memory, and may use {_mib(self._limit)} ({flag_of('memory')})"
 
 
 class ProcessTree:
@@ -119,7 +107,7 @@ class ProcessTree:
 
 
 class MemoryGuard(threading.Thread):
-    """Looks at the memory of the server and of its sessions, and ends a session when there is too much.
+    """Looks at the memory of the server and of its sessions in processes, and ends a session that uses too much.
 
     Parameters
     ----------
@@ -134,7 +122,6 @@ class MemoryGuard(threading.Thread):
         self._most, self._session_most = limits.memory, limits.session_memory
         self._workers = workers
         self._stopped = threading.Event()
-        self._ledger = Ledger()
         self._ended: dict[Worker, float] = {}  # and since when
 
     def stop(self) -> None:
@@ -162,13 +149,8 @@ class MemoryGuard(threading.Thread):
         self._most = self._most or default_memory()
         running = [worker for worker in self._workers() if worker.is_alive()]
         resident = sum(tree.resident.values())
-        booked = self._ledger.book(resident, {each.name: each.received for each in running if each.pid is None})
-        self._see_off(running)
-        used = {
-            worker: booked[worker.name] if worker.pid is None else self._used(tree, worker.pid)
-            for worker in running
-            if worker not in self._ended
-        }
+        self._forget(running)
+        used = {worker: self._used(tree, worker.pid) for worker in running if worker.pid and worker not in self._ended}
         settling = any(time.monotonic() - since < SETTLE for since in self._ended.values())
         if not used or settling:
             return
@@ -191,12 +173,11 @@ class MemoryGuard(threading.Thread):
         self._ended[worker] = time.monotonic()
         worker.break_off(reason)
 
-    def _see_off(self, running: list[Worker]) -> None:
+    def _forget(self, running: list[Worker]) -> None:
         """Forget those that have ended, and kill processes that do not end."""
         for worker, since in list(self._ended.items()):
             if worker not in running:
                 del self._ended[worker]
-                _give_back()
             elif time.monotonic() - since > BREAK_OFF_WAIT:
                 worker.kill()
 

@@ -161,11 +161,6 @@ class Session:
                 self._close(connection)
                 self.summary.seconds = time.monotonic() - self._start
 
-    @property
-    def received_bytes(self) -> int:
-        """Bytes that have come from the peer."""
-        return self._connection.recvBytes
-
     def interrupt(self, reason: str) -> None:
         """End the session from another thread: tell the peer why, and break off what waits for it."""
         if not self._connection.has_ended:

@@ -35,15 +35,12 @@ class Worker(Protocol):
         Name of the session.
     pid : int or None
         The process of the session, if it has one of its own.
-    received : int
-        How much the session has received [bytes]; 0 for a process, of which it is not known here.
     sentinel : int or None
         File descriptor that becomes readable when that process ends; Windows has none.
     """
 
     name: str
     pid: int | None
-    received: int
     sentinel: int | None
 
     def is_over(self) -> bool:
@@ -82,11 +79,6 @@ class ThreadWorker(threading.Thread):
         self._session = session
         self.break_off = session.interrupt
         self.give_up = session.give_up
-
-    @property
-    def received(self) -> int:
-        """Bytes that the session has received."""
-        return self._session.received_bytes
 
     def is_over(self) -> bool:
         """True if the session has ended."""
@@ -155,7 +147,6 @@ class ProcessWorker:
     """Runs a session in a process; any thread may call its methods."""
 
     pid: int | None = None
-    received = 0
     sentinel: int | None = None
 
     def __init__(

@@ -54,6 +54,11 @@ class NativeSolver:
         where = f"GPU {self.gpu_device}" if self.gpu_device >= 0 else "CPU"
         return f"the native solver on the {where}{f' of each worker of {self.scheduler}' if self.scheduler else ''}"
 
+    @property
+    def memory_device(self) -> int:
+        """GPU whose memory limits a part, -1 for this machine's; workers are taken to have as much as this machine."""
+        return -1 if self.scheduler else self.gpu_device
+
     def coil_maps(self, readouts: Readouts) -> NDArray[np.complex64]:
         """Coil maps by an nlinv of our own, see `calibration`."""
         return calibration.coil_maps(readouts)

@@ -56,6 +56,11 @@ class BartSolver:
         where = f"GPU {self.gpu_device}" if self.gpu_device >= 0 else "CPU"
         return f"BART {self.bart.version} on the {where}"
 
+    @property
+    def memory_device(self) -> int:
+        """GPU whose memory limits a part, -1 for this machine's."""
+        return self.gpu_device
+
     def run(
         self, command: str, options: Sequence[str | float | NDArray[Any]], *inputs: NDArray[Any], outputs: int = 1,
         output_bytes: int | None = None,

@@ -79,9 +79,14 @@ class Solver(Protocol):
     ----------
     overlap
         Frames that parts of a series have to reach into their neighbours, to be dropped afterwards.
+    memory_device
+        GPU whose memory limits a part; -1: this machine's memory does.
     """
 
     overlap: ClassVar[int]
+
+    @property
+    def memory_device(self) -> int: ...  # noqa: D102 - described above
 
     def coil_maps(self, readouts: Readouts) -> NDArray[np.complex64]:
         """Maps [coil, row, column] from readouts in the middle of the scan."""

@@ -23,7 +23,7 @@ from recon import memory
 from recon.readouts import DataError
 from rtspiral_bart_tvrecon import TfdConfig, TfdReconstruction
 from solvers import backends as solvers
-from solvers import native_recon, timekeeper
+from solvers import movies, native_recon, timekeeper
 from spiral_sessions import (
     Client,
     change,
@@ -263,7 +263,7 @@ def test_frames_that_do_not_fit_however_divided_are_refused(reconstruct, monkeyp
 
 @pytest.mark.parametrize(("frames", "count"), [(48, 3), (2000, 5), (17, 5), (4, 9), (1, 1), (7, 7)])
 def test_chunks_cover_all_frames_once_and_overlap(frames, count):
-    chunks = list(tfd.split(frames, count, 3))
+    chunks = list(movies.split(frames, count, 3))
     assert len(chunks) == min(frames, count)
     assert [n for chunk in chunks for n in chunk.kept] == list(range(frames))
     assert max(len(chunk.kept) for chunk in chunks) - min(len(chunk.kept) for chunk in chunks) <= 1
@@ -274,7 +274,7 @@ def test_chunks_cover_all_frames_once_and_overlap(frames, count):
 def test_frames_that_tell_the_scale_are_not_the_first_ones_nor_without_data():
     def steady(usable, kept):
         readouts = types.SimpleNamespace(usable=[bool(each) for each in usable for _ in range(2)])
-        return list(tfd.steady(tfd.Movie(readouts, (tfd.Chunk(range(len(usable)), kept),), 0), 2))
+        return list(movies.Movie(readouts, 2, (movies.Chunk(range(len(usable)), kept),)).steady)
 
     assert steady([1] * 19, range(16)) == list(range(5, 16))
     assert steady([1] * 6, range(3)) == [0, 1, 2]

@@ -63,7 +63,7 @@ GARBAGE = b"\xff\xff" + bytes(32 << 20)
 @pytest.mark.parametrize(
     ("begin", "tail"), [(b"", b""), (GARBAGE, b""), (b"", GARBAGE)], ids=["messages", "garbage", "garbage that follows"]
 )
-def test_drain_lets_the_peer_read_the_last_words(pair, in_thread, begin, tail):
+def test_drain_lets_the_peer_read_the_final_text(pair, in_thread, begin, tail):
     connection, peer = pair(tcp=True)
     raw = begin + bytes_of(*(make_acquisition(number, channels=16, samples=512) for number in range(60))) + tail
 

@@ -7,7 +7,7 @@ import pytest
 from ismrmrd.serialization import ConfigFile
 
 from conftest import make_header
-from mrdio.jsonparameters import _depth, is_json, parse_parameters
+from mrdio.jsonparameters import is_json, parse_parameters
 from mrdio.limits import MIB, Limits
 
 
@@ -29,14 +29,6 @@ def test_size_is_limited():
     assert parse_parameters('{"a": "0123456789 "}', limits)
     with pytest.raises(ValueError, match=r"21 bytes long, the limit is 20 \(--limit maxJson\)"):
         parse_parameters('{"a": "0123456789µ"}', limits)
-
-
-@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"b": ', "}"), ('["]", ', "]")])
-def test_depth_is_limited(opening, closing):
-    deep = '{"a": ' + opening * 4 + "1" + closing * 4 + "}"
-    assert parse_parameters(deep, Limits(json_depth=5)) == json.loads(deep)
-    with pytest.raises(ValueError, match=r"nested 5 deep, the limit is 4 \(--limit maxJsonDepth\)"):
-        parse_parameters(deep, Limits(json_depth=4))
 
 
 @pytest.mark.parametrize(
@@ -65,15 +57,6 @@ def test_string_that_ends_in_a_backslash_takes_no_time(text):
     assert time.monotonic() - start < 2
 
 
-@pytest.mark.parametrize(
-    ("text", "depth"),
-    [('{"[[\\', 1), ('{"[[\\"[[', 1), ('{"[[\\\\"[[', 3), ('{"\\"["[', 2), ('[[]]"', 2), ("[[][[]]]", 3),
-     ('"\\\n["[[', 2)],
-)  # fmt: skip
-def test_depth_counts_brackets_outside_strings(text, depth):
-    assert _depth(text) == depth
-
-
 @pytest.mark.parametrize("text", ["{}", " \n{}", "\ufeff{}", "\ufeff \t{}"])
 def test_what_may_stand_before_parameters(text):
     assert is_json(text)
@@ -85,14 +68,12 @@ def test_other_texts_are_no_parameters(text):
     assert not is_json(text)
 
 
-def test_depth_that_somebody_allows_beyond_what_python_reads():
-    with pytest.raises(ValueError, match="deeper than they can be read"):
-        parse_parameters(nested(400_000), Limits(json_depth=1_000_000))
-
-
 def test_client_is_told_which_limit_its_parameters_exceed(server, connect):
     running = server()
-    for text, reason in ((nested(65), "--limit maxJsonDepth"), ('{"a": "' + "x" * MIB + '"}', "--limit maxJson)")):
+    for text, reason in (
+        (nested(400_000), "nested deeper than they can be read"),
+        ('{"a": "' + "x" * MIB + '"}', "--limit maxJson)"),
+    ):
         peer = connect(running.address)
         peer.send(ConfigFile("null"), make_header(), text)
         peer.send_close()

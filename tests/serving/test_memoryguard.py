@@ -18,7 +18,8 @@ from conftest import PATIENCE, Peer, bytes_of, make_acquisition, make_header, wr
 from mrdio.limits import MIB, Limits
 from server_process import ServerProcess
 from serving import memoryguard
-from serving.memoryguard import Ledger, MemoryGuard, ProcessTree
+from serving.memoryguard import MemoryGauge, MemoryGuard, ProcessTree
+from spiral_sessions import wait_until
 
 HOARD = """
 def process(connection, config, metadata):
@@ -32,7 +33,6 @@ def process(connection, config, metadata):
 """
 
 LARGE = bytes_of(make_acquisition(1, channels=64, samples=16384))  # 8 MiB
-MODES = pytest.mark.parametrize("mode", [[], ["-m"]], ids=["threads", "processes"])
 
 
 @pytest.fixture
@@ -78,9 +78,8 @@ def pour(peer, most, meanwhile=lambda: None):
 # ---- the whole way -------------------------------------------------------------------------------------------------
 
 
-@MODES
-def test_session_over_its_budget_is_ended_and_the_other_goes_on(start, mode):
-    running = start("--limit", "sessionMemory=300", *mode)
+def test_session_over_its_budget_is_ended_and_the_other_goes_on(start):
+    running = start("--limit", "sessionMemory=300", "-m")
     other = start.session(running, "count")
     numbers = itertools.count()
     sent, _ = pour(start.session(running, "hoard"), 400, lambda: other.send(make_acquisition(next(numbers))))
@@ -97,9 +96,8 @@ def test_session_over_its_budget_is_ended_and_the_other_goes_on(start, mode):
     assert running.stop() == 0
 
 
-@MODES
-def test_largest_session_is_ended_when_the_server_is_over_its_limit(start, mode):
-    running = start("--limit", "maxMemory=700", *mode)
+def test_largest_session_is_ended_when_the_server_is_over_its_limit(start):
+    running = start("--limit", "maxMemory=700", "-m")
     small = start.session(running, "hoard")
     for _ in range(4):
         small.sock.sendall(LARGE)
@@ -111,17 +109,15 @@ def test_largest_session_is_ended_when_the_server_is_over_its_limit(start, mode)
     assert running.stop() == 0
 
 
-@MODES
-def test_long_stream_at_constant_memory_is_not_blamed(start, mode):
-    running = start("--limit", "sessionMemory=200", "--limit", "maxMemory=700", *mode)
+def test_long_stream_at_constant_memory_is_not_blamed(start):
+    running = start("--limit", "sessionMemory=200", "--limit", "maxMemory=700", "-m")
     assert pour(start.session(running, "count"), 200) == (200, ["counted 200"])
     assert "Memory" not in running.log()
     assert running.stop() == 0
 
 
-@MODES
-def test_client_is_told_both_numbers_and_the_flag(start, mode):
-    running = start("--limit", "sessionMemory=250", *mode)
+def test_client_is_told_both_numbers_and_the_flag(start):
+    running = start("--limit", "sessionMemory=250", "-m")
     peer = start.session(running, "hoard")
     with contextlib.suppress(OSError):  # it may be ended before it has sent all of this
         for _ in range(45):
@@ -133,59 +129,56 @@ def test_client_is_told_both_numbers_and_the_flag(start, mode):
     assert running.stop() == 0
 
 
-# ---- the estimate --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("overload", ["refuse", "wait"])
+def test_threads_take_no_further_session_while_memory_is_short(start, overload):
+    running = start("--limit", "maxMemory=500", "--overload", overload)
+    hoarder = start.session(running, "hoard")
+    for _ in range(60):
+        hoarder.sock.sendall(LARGE)
+    hoarder.send(make_acquisition(1))
+    wait_until(lambda: psutil.Process(running.process.pid).memory_info().rss > 560 * MIB)
+    other = start.session(running, "count")
+    if overload == "refuse":
+        (said,) = other.receive()
+        assert said.startswith("ERROR    the server already serves 1 sessions, it uses ")
+        assert said.endswith(" MiB of memory, and may use 500 MiB (--limit maxMemory): try again later")
+    else:
+        running.wait_for("waits for a place, as number 1")
+    hoarder.send_close()
+    assert hoarder.receive() == ["kept 61"]  # it is not ended
+    if overload == "wait":
+        other.send_close()
+        assert other.receive()[-1] == "counted 0"
+
+    def is_served():
+        other = start.session(running, "count")
+        other.send_close()
+        return other.receive() == ["counted 0"]
+
+    assert wait_until(is_served)
+    assert running.stop() == 0
 
 
-def test_growth_goes_to_those_who_received():
-    ledger = Ledger()
-    assert ledger.book(100, {}) == {}
-    assert ledger.book(100, {"a": 0, "b": 0}) == {"a": 0, "b": 0}
-    assert ledger.book(400, {"a": 20, "b": 10}) == {"a": 200, "b": 100}
-    assert ledger.book(460, {"a": 20, "b": 20}) == {"a": 200, "b": 160}
-    assert ledger.book(500, {"a": 20, "b": 20}) == {"a": 220, "b": 180}  # nobody received: equally
+def test_budget_of_a_session_needs_processes():
+    done = subprocess.run(
+        [sys.executable, "main.py", "--limit", "sessionMemory=300"], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 2
+    assert "--limit sessionMemory needs -m" in done.stderr
 
 
-def test_what_shrinks_is_taken_back_in_proportion():
-    ledger = Ledger()
-    ledger.book(100, {"a": 0, "b": 0})
-    ledger.book(400, {"a": 20, "b": 10})
-    assert ledger.book(250, {"a": 20, "b": 10}) == {"a": 100, "b": 50}
-    assert ledger.book(10, {"a": 20, "b": 10}) == {"a": 0, "b": 0}  # less than before they began
-
-
-def test_what_ended_sessions_leave_behind_is_nobodys():
-    ledger = Ledger()
-    ledger.book(100, {"a": 0, "b": 0})
-    ledger.book(400, {"a": 20, "b": 10})
-    assert ledger.book(400, {"b": 10}) == {"b": 100}
-    assert ledger.book(300, {"b": 10}) == {"b": 100}
-    assert ledger.book(150, {"b": 10}) == {"b": 50}  # b had been blamed for more than it held
-    assert ledger.book(450, {"b": 10, "c": 5}) == {"b": 50, "c": 300}
-
-
-def test_growth_without_sessions_is_nobodys():
-    ledger = Ledger()
-    for total in (100, 900, 50):
-        assert ledger.book(total, {}) == {}
-    assert ledger.book(60, {"a": 1}) == {"a": 10}
-
-
-def test_accounts_always_add_up_to_no_more_than_the_growth():
-    rng = np.random.default_rng(0)
-    ledger, received = Ledger(), {}
-    start = total = 1e6
-    ledger.book(total, received)
-    for _ in range(500):
-        if rng.random() < 0.2:
-            received[f"s{rng.integers(20)}"] = 0
-        if received and rng.random() < 0.2:
-            del received[rng.choice(list(received))]
-        received = {name: count + int(rng.integers(0, 100)) for name, count in received.items()}
-        total = max(start, total + rng.normal(0, 1000))
-        held = ledger.book(total, received)
-        assert set(held) == set(received)
-        assert all(value >= -1e-6 for value in held.values())
-        assert sum(held.values()) <= total - start + 1e-3
+def test_shortage_of_memory_is_told_and_ends(monkeypatch, clock):
+    trees = [FakeTree({1: 400 * MIB})]
+    monkeypatch.setattr(memoryguard, "ProcessTree", lambda: trees[-1])
+    gauge = MemoryGauge(Limits(memory=500 * MIB))
+    assert gauge.shortage() is None
+    trees.append(FakeTree({1: 600 * MIB}))
+    assert gauge.shortage() is None  # it has just been looked
+    clock[0] += memoryguard.PERIOD + 0.1
+    assert gauge.shortage() == "it uses 600 MiB of memory, and may use 500 MiB (--limit maxMemory)"
+    trees.append(FakeTree({1: 100 * MIB}))
+    clock[0] += memoryguard.PERIOD + 0.1
+    assert gauge.shortage() is None
 
 
 # ---- who is ended, and when ----------------------------------------------------------------------------------------
@@ -193,7 +186,7 @@ def test_accounts_always_add_up_to_no_more_than_the_growth():
 
 class FakeWorker:
     def __init__(self, name, pid=None):
-        self.name, self.pid, self.received, self.alive = name, pid, 0, True
+        self.name, self.pid, self.alive = name, pid, True
         self.reasons, self.killed = [], 0
 
     def is_alive(self):

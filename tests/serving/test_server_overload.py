@@ -10,9 +10,9 @@ from ismrmrd.serialization import ConfigFile
 
 from conftest import PATIENCE, Peer, make_acquisition, make_header, tcp_pair, write_module
 from mrdio.limits import Limits
-from serving import doorkeeper
-from serving.doorkeeper import Doorkeeper, Visitor
+from serving import waiting
 from serving.summary import Outcome
+from serving.waiting import Pending, WaitingQueue
 
 WAITING = """
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_waiting_has_an_end(busy, connect):
 
 @pytest.mark.parametrize("has_sent", [False, True])
 def test_who_hangs_up_loses_the_place(busy, connect, caplog, monkeypatch, has_sent):
-    monkeypatch.setattr(doorkeeper, "NOTICE", 0.05)
+    monkeypatch.setattr(waiting, "NOTICE", 0.05)
     caplog.set_level("INFO")
     running, first = busy()
     gone, staying = connect(running.address), connect(running.address)
@@ -167,12 +167,12 @@ def test_refused_client_that_sends_much_still_hears_why(busy, connect, in_thread
 
 
 def test_more_farewells_than_there_is_room_for(monkeypatch):
-    monkeypatch.setattr(doorkeeper, "FAREWELLS", 2)
+    monkeypatch.setattr(waiting, "MAX_CLOSING", 2)
     summaries = []
-    door = Doorkeeper(Limits(), summaries.append)
+    door = WaitingQueue(Limits(), summaries.append)
     pairs = [tcp_pair() for _ in range(4)]
     for number, (ours, _) in enumerate(pairs):
-        door.refuse(Visitor(ours, f"session-{number}", "peer"), "no")
+        door.refuse(Pending(ours, f"session-{number}", "peer"), "no")
     assert [ours.fileno() < 0 for ours, _ in pairs] == [True, True, False, False]
     assert door.is_busy
     door.close()

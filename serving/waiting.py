@@ -1,4 +1,4 @@
-"""Connections that are not served: those that wait for a place, and those that were told to leave.
+"""Connections that are not served: those that wait for a place, and those that were refused.
 
 All of it happens in the thread that accepts connections, and nothing in it waits. What a waiting client has sent lies
 in the system's buffers until its session begins.
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 # How often those that wait are told so [s]; a client that has hung up is noticed by this at the latest.
 NOTICE = 5.0
 
-# How long, and for how many bytes and how many clients, what somebody sends who was told to leave is still taken: a
-# socket that is closed with unread data resets the connection, and the last words are lost.
-FAREWELL = 1.0
-FAREWELL_BYTES = 16 << 20
-FAREWELLS = 128
+# How long, and for how many bytes and how many clients, what a refused client sends is still taken: a socket that is
+# closed with unread data resets the connection, and the message to the client is lost.
+CLOSING_TIME = 1.0
+CLOSING_BYTES = 16 << 20
+MAX_CLOSING = 128
 
 
 @dataclass
-class Visitor:
+class Pending:
     """A connection that has been accepted: its socket, the name of its session, and who is there."""
 
     sock: socket.socket
@@ -48,13 +48,13 @@ class Visitor:
 
 
 @dataclass
-class _Leaving:
+class _Closing:
     sock: socket.socket
     until: float
-    left: int = FAREWELL_BYTES
+    left: int = CLOSING_BYTES
 
 
-class Doorkeeper:
+class WaitingQueue:
     """Keeps those that wait, in order, and sees off those that are refused.
 
     Parameters
@@ -66,99 +66,97 @@ class Doorkeeper:
 
     Attributes
     ----------
-    queue : deque of Visitor
+    queue : deque of Pending
         Who waits, the first first.
     """
 
     def __init__(self, limits: Limits, ended: Callable[[SessionSummary], object] = lambda summary: None) -> None:
         self._limits = limits
         self._ended = ended
-        self.queue: deque[Visitor] = deque()
-        self._leaving: deque[_Leaving] = deque()
+        self.queue: deque[Pending] = deque()
+        self._closing: deque[_Closing] = deque()
 
     @property
     def is_busy(self) -> bool:
         """True if `look` is to be called soon again."""
-        return bool(self.queue or self._leaving)
+        return bool(self.queue or self._closing)
 
-    def admit(self, visitor: Visitor, running: int) -> None:
-        """Let a visitor wait, or refuse it when too many do."""
+    def admit(self, pending: Pending, running: int) -> None:
+        """Let a connection wait, or refuse it when too many do."""
         waiting = len(self.queue)
         if waiting >= self._limits.waiting:
             limit = f"the limit ({flag_of('waiting')})"
-            self.refuse(visitor, f"{running} sessions are served and {waiting} wait, {limit}: try again later")
+            self.refuse(pending, f"{running} sessions are served and {waiting} wait, {limit}: try again later")
             return
-        visitor.sock.setblocking(False)
-        self.queue.append(visitor)
-        logger.info("waits for a place, as number %d", waiting + 1, extra={"session": visitor.name})
+        pending.sock.setblocking(False)
+        self.queue.append(pending)
+        logger.info("waits for a place, as number %d", waiting + 1, extra={"session": pending.name})
         self._tell_places(running)
 
-    def next(self) -> Visitor | None:
-        """Let in who has waited longest; None when nobody waits."""
-        if not self.queue:
-            return None
+    def next(self) -> Pending:
+        """Remove the one that has waited longest from the queue."""
         first = self.queue.popleft()
         waited = time.monotonic() - first.since
         logger.info("has a place after %.1f s", waited, extra={"session": first.name})
         return first
 
-    def refuse(self, visitor: Visitor, reason: str) -> None:
-        """Tell a visitor why it is not served, and let it go."""
-        self._note(visitor, Outcome.REFUSED, reason)
-        sock = visitor.sock
+    def refuse(self, pending: Pending, reason: str) -> None:
+        """Tell a client why it is not served, and close its connection."""
+        self._note(pending, Outcome.REFUSED, reason)
+        sock = pending.sock
         sock.setblocking(False)
-        if not (visitor.tell(MRD_LOGGING_ERROR, reason) and _send(sock, b"".join(encode(MessageId.CLOSE)))):
+        if not (pending.tell(MRD_LOGGING_ERROR, reason) and _send(sock, b"".join(encode(MessageId.CLOSE)))):
             sock.close()
             return
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
-        self._leaving.append(_Leaving(sock, time.monotonic() + FAREWELL))
-        if len(self._leaving) > FAREWELLS:
-            self._leaving.popleft().sock.close()
+        self._closing.append(_Closing(sock, time.monotonic() + CLOSING_TIME))
+        if len(self._closing) > MAX_CLOSING:
+            self._closing.popleft().sock.close()
 
     def look(self, running: int) -> None:
         """Tell those that wait; drop those that have hung up or waited too long; let go those that were refused."""
         now, most = time.monotonic(), self._limits.waiting_time
-        for visitor in list(self.queue):
-            if _has_hung_up(visitor.sock):
-                self._note(visitor, Outcome.CLIENT_GONE, "the client hung up while it waited for a place")
-                visitor.sock.close()
-            elif now - visitor.since > most:
+        for pending in list(self.queue):
+            if _has_hung_up(pending.sock):
+                self._note(pending, Outcome.CLIENT_GONE, "the client hung up while it waited for a place")
+                pending.sock.close()
+            elif now - pending.since > most:
                 time_limit = f"{most:g} s ({flag_of('waiting_time')})"
-                self.refuse(visitor, f"no place has become free within {time_limit}: try again later")
+                self.refuse(pending, f"no place has become free within {time_limit}: try again later")
             else:
                 continue
-            self.queue.remove(visitor)
+            self.queue.remove(pending)
         self._tell_places(running)
-        self._leaving = deque(leaving for leaving in self._leaving if not _is_gone(leaving, now))
+        self._closing = deque(closing for closing in self._closing if not _is_gone(closing, now))
 
     def close(self) -> None:
         """Send away all that wait: the server stops."""
         while self.queue:
             self.refuse(self.queue.popleft(), "the server is being stopped")
-        for leaving in self._leaving:
-            _is_gone(leaving, time.monotonic())
-            leaving.sock.close()
-        self._leaving.clear()
+        for closing in self._closing:
+            _is_gone(closing, time.monotonic())
+            closing.sock.close()
+        self._closing.clear()
 
     def _tell_places(self, running: int) -> None:
         now = time.monotonic()
-        for place, visitor in enumerate(self.queue, 1):
-            if place == visitor.told_place and now - visitor.told_at < NOTICE:
+        for place, pending in enumerate(self.queue, 1):
+            if place == pending.told_place and now - pending.told_at < NOTICE:
                 continue
-            visitor.told_place, visitor.told_at = place, now
-            left = max(0.0, visitor.since + self._limits.waiting_time - now)
+            pending.told_place, pending.told_at = place, now
+            left = max(0.0, pending.since + self._limits.waiting_time - now)
             text = f"{running} sessions are served: you are number {place} of those that wait, for {left:.0f} s more"
             # What does not go out whole cannot be told from what comes next; then `look` finds the connection broken.
-            if not visitor.tell(MRD_LOGGING_INFO, text):
+            if not pending.tell(MRD_LOGGING_INFO, text):
                 with contextlib.suppress(OSError):
-                    visitor.sock.shutdown(socket.SHUT_RDWR)
+                    pending.sock.shutdown(socket.SHUT_RDWR)
 
-    def _note(self, visitor: Visitor, outcome: Outcome, reason: str) -> None:
-        summary = SessionSummary(visitor.name, visitor.peer)
+    def _note(self, pending: Pending, outcome: Outcome, reason: str) -> None:
+        summary = SessionSummary(pending.name, pending.peer)
         summary.end(outcome, reason)
         summary.errors = int(outcome is Outcome.REFUSED)
-        summary.seconds = time.monotonic() - visitor.since
+        summary.seconds = time.monotonic() - pending.since
         log_summary(summary)
         self._ended(summary)
 
@@ -181,14 +179,14 @@ def _has_hung_up(sock: socket.socket) -> bool:
         return True
 
 
-def _is_gone(leaving: _Leaving, now: float) -> bool:
+def _is_gone(closing: _Closing, now: float) -> bool:
     """Take what a refused peer still sends; close the socket when it has ended, or had its time."""
     try:
-        while now < leaving.until and leaving.left > 0 and (taken := len(leaving.sock.recv(1 << 20))):
-            leaving.left -= taken
+        while now < closing.until and closing.left > 0 and (taken := len(closing.sock.recv(1 << 20))):
+            closing.left -= taken
     except BlockingIOError:
         return False
     except OSError as error:
         logger.debug("A refused peer has broken off: %s", error)
-    leaving.sock.close()
+    closing.sock.close()
     return True
