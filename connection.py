@@ -321,11 +321,8 @@ class Connection:
 
     # ---- ending ----------------------------------------------------------------------------------------------------
 
-    def drain(self, wait: float, total: float) -> None:
-        """Take and drop what the peer still sends, until its CLOSE or its end.
-
-        A socket closed with unread data resets the connection, and the peer may then lose what was sent to it last: the
-        error message that says why.
+    def drain(self, wait: float, total: float, last: bool = True) -> None:
+        """Take what the peer still sends, until its CLOSE or its end; only observer and `keeper` get it.
 
         Parameters
         ----------
@@ -333,46 +330,27 @@ class Connection:
             Longest pause of the peer [s].
         total : float
             Longest time in all [s]; infinite when the data are being kept.
+        last : bool
+            Whether nothing will be sent any more. A socket closed with unread data resets the connection, and the peer
+            may then lose what was sent to it last: so also what is no message is taken.
         """
         # A module's thread may still wait in a read; when nothing comes for it, nothing is left unread either.
         if not self._receive_lock.acquire(timeout=min(wait, threading.TIMEOUT_MAX)):
             return
         self.limit_receiving(total)
-        buffer = bytearray(RECEIVE_BUFFER)
+        self._raw.timeout = wait
         try:
-            self._socket.shutdown(socket.SHUT_WR)
-            self._raw.timeout = wait
+            if last:
+                self._socket.shutdown(socket.SHUT_WR)
             with contextlib.suppress(ProtocolError):
                 while not self.is_exhausted:
                     self.receive()
             # Behind bytes that are no message there is no telling where the next one starts.
-            while self._unreadable and self._raw.readinto(buffer):
+            buffer = bytearray(RECEIVE_BUFFER)
+            while last and self._unreadable and self._raw.readinto(buffer):
                 pass
         except (MrdError, OSError) as error:
             logger.debug("The peer's remaining data ended early: %s", error)
-        finally:
-            self._receive_lock.release()
-
-    def take_rest(self, wait: float, total: float) -> None:
-        """Take what the peer still sends, until its CLOSE or its end, for the `keeper`; nobody else gets it any more.
-
-        Parameters
-        ----------
-        wait : float
-            Longest pause of the peer [s].
-        total : float
-            Longest time in all [s].
-        """
-        # As in `drain`: while a module's thread waits in a read, nothing comes.
-        if not self._receive_lock.acquire(timeout=min(wait, threading.TIMEOUT_MAX)):
-            return
-        self.limit_receiving(total)
-        self._raw.timeout = wait
-        try:
-            while not self.is_exhausted:
-                self.receive()
-        except MrdError as error:
-            logger.debug("What the peer still sends is no longer taken: %s", error)
             self._unreadable = True  # it may go on, in the middle of a message
         finally:
             self._receive_lock.release()

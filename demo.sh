@@ -2,7 +2,7 @@
 # Reconstructs a phantom: sets up .venv, makes raw data, sends them through the server, makes pictures.
 set -euo pipefail
 cd "$(dirname "$0")"
-. ./setup-venv.sh requirements.txt
+. ./setup-venv.sh requirements.txt requirements-fftw.txt
 
 folder=demo
 mkdir -p "$folder"

@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import ismrmrd
 import numpy as np
+from tqdm import tqdm
 
 import mrdhelper
 from dicomio.files import (
@@ -34,7 +35,6 @@ from dicomio.packing import FRAME_KEY, HASH_KEY, JSON_KEY, pack_frames, pixel_ha
 from dicomio.pixels import decode_frames
 from dicomio.series import ObjectEntry, Series, survey
 from mrdio.mrdfile import MrdFileError, MrdWriter, open_mrd
-from mrdio.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def _convert(series: list[Series], folder: Path, output: Path, group: str) -> in
     header = mrd_header([one.facts for one in series]) if series else None
     writer, written = None, 0
     try:
-        for image in track(_all_images(series), total, "converting image"):
+        for image in tqdm(_all_images(series), "converting image", total, disable=None):
             if writer is None:
                 writer = MrdWriter(output, group)
                 writer.write_header(header)

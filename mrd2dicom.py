@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
+from tqdm import tqdm
 
 from dicomio.files import PYDICOM_ERRORS, quiet_pydicom, write_dicom
 from dicomio.frames import Frame, frame_count, is_enhanced, merge_frames
@@ -43,7 +44,6 @@ from dicomio.update import (
 )
 from mrdio.mrdfile import MrdFileError, MrdReader
 from mrdio.mrdheader import parse_header
-from mrdio.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -295,13 +295,13 @@ def convert(path: Path, folder: Path, group: str | None = None) -> int:
             raise MrdFileError(f"{path} has no images in group '{reader.group}'")
         header = None if reader.header_xml is None else parse_header(reader.header_xml)
         total = reader.image_count
-        plans = plan_series(track(_valid(reader), total, "reading image"))
+        plans = plan_series(tqdm(_valid(reader), "reading image", total, disable=None))
         if not plans:
             raise MrdFileError(f"none of the {total} images of {path} in group '{reader.group}' has pixels")
         valid = 0
         folder.mkdir(parents=True, exist_ok=True)
         writer = DicomWriter(folder, header, plans)
-        for image in track(_valid(reader), total, "writing image"):
+        for image in tqdm(_valid(reader), "writing image", total, disable=None):
             valid += 1
             for part in parts_of(image):
                 writer.add(part)

@@ -12,12 +12,12 @@ from typing import Any
 import ismrmrd
 import numpy as np
 from pydicom.dataset import Dataset
+from tqdm import tqdm
 
 from dicomio.files import PYDICOM_ERRORS, DicomFileError, file_error, read_dicom
 from dicomio.flow import velocity_encoding
 from dicomio.frames import Frame, frame_count, plane_of
 from dicomio.header import SeriesFacts, acquisition_ticks, echo_time, trigger_time
-from mrdio.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def survey(paths: Sequence[Path]) -> list[Series]:
     """
     objects: dict[tuple[float, str], list[ObjectEntry]] = defaultdict(list)
     firsts: dict[tuple[float, str], Frame] = {}
-    for path in track(paths, len(paths), "reading file"):
+    for path in tqdm(paths, "reading file", disable=None):
         try:
             dataset = read_dicom(path, with_pixels=False)
             if "Rows" not in dataset or "Columns" not in dataset:

@@ -199,7 +199,7 @@ class Session:
         failed = summary.outcome in (Outcome.FAILED, Outcome.CLIENT_GONE)
         if failed and kept is not None and not connection.has_ended:
             limits = self._options.limits
-            connection.take_rest(min(limits.fallback_wait, limits.timeout), limits.timeout)
+            connection.drain(min(limits.fallback_wait, limits.timeout), limits.timeout, last=False)
             own = _part_of_module(self._process, "fallback")
             summary.fallback_images = fallback.send(connection, kept, self._metadata, summary.reason, own)
         connection.keeper = None

@@ -22,7 +22,6 @@ from dicomio import files
 from dicomio import geometry as dicomgeometry
 from dicomio.files import DicomFileError
 from dicomio.header import seconds_of_day
-from mrdio import progress
 from mrdio.mrdfile import MrdFileError, MrdReader
 from mrdio.mrdheader import parse_header
 
@@ -231,16 +230,6 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
     assert dicom2mrd.main(["-o", str(tmp_path / "out.h5"), str(folder)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-
-
-def test_progress_is_for_terminals_only(monkeypatch, capsys):
-    assert list(progress.track(range(3), 3, "counting")) == [0, 1, 2]
-    assert capsys.readouterr().err == ""
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr("sys.stderr", terminal)
-    assert list(progress.track(range(3), 3, "counting")) == [0, 1, 2]
-    assert terminal.getvalue().endswith("counting 3/3\n")
 
 
 # --------------------------------------------------------------------------------------------------------- geometry

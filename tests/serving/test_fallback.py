@@ -555,7 +555,7 @@ def test_rest_is_taken_up_to_close_even_while_a_thread_of_the_module_waits(pair,
     items = in_thread(wait)
     assert waiting.wait(PATIENCE)
     connection.keeper = Kept(1 << 20)
-    rest = in_thread(connection.take_rest, PATIENCE, PATIENCE)
+    rest = in_thread(connection.drain, PATIENCE, PATIENCE, last=False)
     peer.send(*(make_acquisition(number) for number in range(5)))
     peer.send_close()
     rest.result()
