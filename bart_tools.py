@@ -160,7 +160,7 @@ class Progress:
 
 
 class _Listener:
-    """Takes in what BART prints: log lines, last words, progress reports. Lines it does not know are only logged."""
+    """Reads what BART prints: log lines, error messages, progress reports. Unknown lines are only logged."""
 
     _ADMM_ROW = re.compile(r"\s*\d+\t\s*(\d+)\t\s*[-+.\w]+\t")
     _NEWTON_STEP = re.compile(r"Step: (\d+), Res:")
@@ -190,7 +190,7 @@ class _Listener:
             self._tell(self._unreported)
 
     def words(self) -> str:
-        """BART's last words."""
+        """BART's last message."""
         return " | ".join(word.strip() for word in self.final_text) or "it printed nothing"
 
     def _line(self, line: str) -> None:
@@ -352,7 +352,7 @@ def _execute(
 
 @functools.cache
 def _leash() -> tuple[str, ...]:
-    """Words before a command that let the system kill it when whoever started it is killed; none where it cannot."""
+    """Words before a command that let the system kill it when its parent is killed; none where it cannot."""
     words = (shutil.which("setpriv") or "", "--pdeathsig", "KILL")
     try:
         subprocess.run([*words, "true"], check=True, capture_output=True, timeout=_PROBE_TIMEOUT)

@@ -2,7 +2,7 @@
 
 What comes back goes into a stream file beside the output file, which joins the output when the session is over
 (`outputfile`). It does so too when the server reports an error or breaks the session off: no more will come. A run that
-is interrupted here (Ctrl+C, SIGTERM, SIGHUP) stays beside the output: whoever breaks off a run may not want a part of
+is interrupted here (Ctrl+C, SIGTERM, SIGHUP) stays beside the output: who breaks off a run may not want a part of
 it among the whole ones, and the end is not to wait for a large file. The error line names the stream and the command
 that puts it into the output.
 """
@@ -211,7 +211,7 @@ def connect(address: str, port: int, timeout: float) -> socket.socket:
     Raises
     ------
     ClientError
-        If the address is not known, or nobody listens there.
+        If the address is not known, or no server listens there.
     """
     deadline = time.monotonic() + CONNECT_PATIENCE
     while True:
@@ -382,7 +382,7 @@ def _send_items(
 
 
 def _until_closed(items: Iterator[Item], receiver: _Receiver) -> Iterator[Item]:
-    """Items to send, up to the point where the server has closed: nobody would read the rest."""
+    """Items to send, up to the point where the server has closed: the rest would not be read."""
     for item in items:
         if not receiver.is_alive():
             logger.warning("The server has closed before everything was sent")

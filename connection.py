@@ -50,7 +50,7 @@ class Keeper(Protocol):
 
 
 def _no_debugging(name: str, array: Any) -> None:
-    """Do nothing: what ``connection.debug`` is when nobody asked for arrays."""
+    """Do nothing: what ``connection.debug`` is when no arrays were asked for."""
 
 
 class Connection:
@@ -80,7 +80,7 @@ class Connection:
     savedata : bool
         Whether what comes in is being kept, in `savedataFolder`; `mrdFilePath` is the file, else empty.
     debug : callable
-        ``connection.debug("name", array)`` writes an array for whoever develops a module, if the server was started
+        ``connection.debug("name", array)`` writes an array for the developer of a module, if the server was started
         with ``--debug-folder``; else it does nothing.
     """
 
@@ -105,7 +105,7 @@ class Connection:
         self.keeper: Keeper | None = None
 
     def observe(self, observer: Observer | None) -> None:
-        """Show every byte that is received from here on to an observer, or to nobody."""
+        """Show every byte that is received from here on to an observer; None: to none."""
         self._raw.observer = observer
 
     # ---- receiving -------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_limits(parser)
     options = parser.parse_args(arguments)
     if read_limits(options).session_memory and not options.multiprocessing:
-        parser.error(f"{flag_of('session_memory')} needs -m: nobody knows how much memory one of several threads uses")
+        parser.error(f"{flag_of('session_memory')} needs -m: how much memory one of several threads uses is not known")
     return options
 
 

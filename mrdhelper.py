@@ -180,7 +180,7 @@ def broken_geometry(head: Any) -> list[str]:
 def check_geometry(head: Any) -> None:
     """Check that it can be known where an image lies, and how it is turned.
 
-    Zeros say that nobody knows, which is so in many simulations: they pass.
+    Zeros, as many simulations have them, say that it is not known: they pass.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ HANDLES = 16
 # How often ended sessions are looked after while no connection comes, and no process ends [s].
 HOUSEKEEPING = 1.0
 
-# The same while somebody waits for a place, or has been told to leave [s].
+# The same while a client waits for a place, or a refused one reads why [s].
 QUEUE_PERIOD = 0.1
 
 
@@ -210,7 +210,7 @@ class Server:
         """Return what a further session lacks, in words; None when it can begin."""
         if self.running >= self._options.session.limits.sessions:
             return f"its limit ({flag_of('sessions')})"
-        if not self.running:  # it may be those who wait that have all handles, and nobody else would free memory
+        if not self.running:  # it may be those who wait that have all handles, and no other session would free memory
             return None
         if not _has_handles():
             return "and has no file handles for more (ulimit -n)"
@@ -249,7 +249,7 @@ class Server:
         for worker in over:
             if (summary := worker.report()) is not None:
                 self._ended(summary)
-                # However the session has ended, its recording is a stream that nobody writes any more.
+                # However the session has ended, its recording is a stream that is not written any more.
                 if self._converter is not None and self._may_have_saved(summary):
                     self._converter.convert_session(self._options.session.save_folder, worker.name)
         ended = [worker for worker in self._lingering if not worker.is_alive()]
@@ -290,11 +290,11 @@ class Server:
         for group in self._groups:
             kill_group(group)
 
-    def _finish_conversions(self, patience: float) -> None:
+    def _finish_conversions(self, wait: float) -> None:
         """Have the recordings of ended sessions converted; gives up after a time [s]."""
         self._forget_ended()
         if self._converter is not None:
-            self._converter.finish(max(0.0, patience))
+            self._converter.finish(max(0.0, wait))
 
     def _stop_converting(self) -> None:
         if left := self._leftovers.stop() | self._converter.stop():

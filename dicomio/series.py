@@ -37,7 +37,7 @@ _IMAGE_TYPES = {
     "IMAGINARY": ismrmrd.IMTYPE_IMAG,
 }
 # DICOMDIR, presentation states, structured reports and key objects stand beside images and hold none (PS3.4, B.5):
-# nobody needs to be told that they are left out.
+# that they are left out is not reported.
 _WITHOUT_IMAGES = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.11.", "1.2.840.10008.5.1.4.1.1.88.")
 
 

@@ -21,7 +21,7 @@ _SLAB = 16 * 2**20  # [bytes], how much of an array that BART's layout does not 
 
 
 class BartError(Exception):
-    """A BART command could not be run or failed; the text has BART's own last words."""
+    """A BART command could not be run or failed; the text has BART's own message."""
 
 
 def dimensions(sizes: Mapping[int, int]) -> tuple[int, ...]:

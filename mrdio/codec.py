@@ -190,7 +190,7 @@ IMAGE_DTYPES = {
 
 UNREADABLE = "UnreadableAttributes"
 
-PIECE = 1 << 14  # characters of attributes that are read at once: nobody else runs meanwhile
+PIECE = 1 << 14  # characters of attributes that are read at once: no other thread runs meanwhile
 
 # The interpreter works for one thread at a time. With many sessions that have attributes read, the others would hardly
 # get their turn; so one session at a time does that, for attributes of one length, by powers of two: none waits for

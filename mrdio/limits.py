@@ -87,7 +87,7 @@ class Limits:
     opening: float = _time(60, "openingTime", "config and header", "both are there when the scanner connects")
     message_time: float = _time(
         600, "messageTime", "one message from its first byte to its last, in either direction",
-        "4096 MiB at 60 Mbit/s; whoever sends or takes a byte a minute does not keep a place for ever",
+        "4096 MiB at 60 Mbit/s; a client that sends or takes a byte a minute does not keep a place for ever",
     )  # fmt: skip
     send_timeout: float = _time(
         60, "sendTimeout", "time for which a client takes nothing of what is sent to it",

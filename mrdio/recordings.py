@@ -5,7 +5,7 @@ the operating system had been given. The conversion runs in a process of its own
 other sessions, and HDF5, which may crash on a full disk, takes nothing with it. What was left unconverted is finished
 at the next start of the server, or by ``python recorder.py FOLDER``.
 
-Any number of processes may look for streams in a folder. Whoever writes or converts a stream holds a lock on it, the
+Any number of processes may look for streams in a folder. Its writer or converter holds a lock on it, the
 claim, until it is written, or until the MRD file has its name and the stream is gone.
 """
 
@@ -85,7 +85,7 @@ class Recorder:
         Called once with a text when writing fails (a full disk): the session goes on without being recorded, and what
         was written before is kept.
     convert : callable, optional
-        Called with the stream's path when the stream is complete: has the MRD file written, which nobody waits for.
+        Called with the stream's path when the stream is complete: has the MRD file written, without waiting for it.
         None: the stream is left, for others to convert.
 
     Raises
@@ -381,7 +381,7 @@ def _convert_claimed(path: Path, stream: BinaryIO, limits: Limits) -> Path | Non
     finally:
         unfinished.unlink(missing_ok=True)  # where the disk is full, its room is needed
     if not _is_named(path, stream):
-        return target  # somebody has moved or removed the stream
+        return target  # the stream has been moved or removed
     if readable:
         path.unlink()
     else:

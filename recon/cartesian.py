@@ -1,7 +1,7 @@
 """Cartesian readouts to k-space planes, and k-space planes to images.
 
 Readouts are placed by their counters and the header's encoding limits, never by their order of arrival. 3-D encodings
-are transformed along the partitions here, so that whoever uses this sees two-dimensional planes only.
+are transformed along the partitions here, so that callers see two-dimensional planes only.
 """
 
 import copy

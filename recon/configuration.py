@@ -2,7 +2,7 @@
 
 A module declares its parameters as a dataclass whose fields are made by `parameter`: default, description, unit and
 allowed values stand together, once. `load` reads a file into such a dataclass; `declared` lists the declaration for
-whoever shows it to a user.
+programs that show it to a user.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def convert(value: Any, kind: Any, limits: Parameter) -> Any:
 
 
 def unknown_key(table: str, name: str, known: list[Declaration]) -> str:
-    """Explain a key that nobody declared: where it belongs, what it may have meant, or what there is."""
+    """Explain a key that is not declared: where it belongs, what it may have meant, or what there is."""
     key = f"{table}.{name}" if table else name
     for other in known:
         if other.name == name:

@@ -53,7 +53,7 @@ def free(gpu_device: int = -1) -> int:
         xp = nufft.open_backend(gpu_device).xp
         with xp.cuda.Device(gpu_device):
             available, _ = xp.cuda.runtime.memGetInfo()
-            return available + xp.get_default_memory_pool().free_bytes()  # CuPy keeps that for whoever asks next
+            return available + xp.get_default_memory_pool().free_bytes()  # CuPy keeps that for its next allocation
     import psutil
 
     return min([psutil.virtual_memory().available, *(max(limit - used, 0) for limit, used in memory_of_groups())])

@@ -22,7 +22,7 @@ def read_parameters(cls: type[Config], config: Any) -> Config:
     """Make a module's parameters of what its client sent.
 
     Scanners send numbers and switches as text as well, so ``"5"`` and ``"True"`` are taken for what they say. Keys that
-    nobody declared are logged and left alone, for a scanner adds its own.
+    are not declared are logged and left alone, for a scanner adds its own.
 
     Parameters
     ----------

@@ -70,7 +70,7 @@ class _Channel:
         self.stopped = False
 
     def put(self, item: Any, weight: int) -> bool:
-        """Wait for room and hand an item over; False when nobody wants it any more."""
+        """Wait for room and hand an item over; False when it is not wanted any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._load < self._capacity or self.stopped)
             if self.stopped:

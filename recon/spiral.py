@@ -160,7 +160,7 @@ def load_nominal(config: SpiralConfig, header: Any) -> trajectory.Trajectory:
 @functools.lru_cache(maxsize=4)
 def _read_metafile(file: Path, modified: int, size: int) -> trajectory.Trajectory:
     nominal = trajectory.read_metafile(file)
-    # It is shared by sessions, so nobody may change it.
+    # It is shared by sessions, so it must not be changed.
     for array in (nominal.k, nominal.weights):
         array.flags.writeable = False
     return nominal

@@ -102,10 +102,10 @@ class Converter:
                 self._changed.notify_all()
         return job.done
 
-    def finish(self, patience: float) -> None:
+    def finish(self, wait: float) -> None:
         """Wait until nothing is left to convert, at most so long [s]."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._jobs and self._now is None, patience)
+            self._changed.wait_for(lambda: not self._jobs and self._now is None, wait)
 
     def close(self) -> None:
         """End, without waiting for it, when what has been handed in is done."""
@@ -128,7 +128,7 @@ class Converter:
             self._thread.join()
         kept: set[Path] = set()
         for job in left:
-            with contextlib.suppress(OSError):  # where the folder cannot be read, nobody knows
+            with contextlib.suppress(OSError):  # where the folder cannot be read
                 kept.update(path for path in job.find() if path.exists())
         return kept
 
@@ -164,7 +164,7 @@ class Converter:
         process = self._running()
         if process is None:
             return
-        token = secrets.token_hex(8)  # known to nobody who could make a library print it
+        token = secrets.token_hex(8)  # unknown to the file, which could make a library print it
         with contextlib.suppress(BrokenPipeError):  # it has just died
             process.stdin.write(json.dumps([str(path), token]) + "\n")
             process.stdin.flush()

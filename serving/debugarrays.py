@@ -1,6 +1,6 @@
 """Named intermediate arrays for authors of modules: ``connection.debug("kspace", kspace)``.
 
-Nothing happens until somebody starts the server with a folder for them. Then each array becomes a file
+Nothing happens unless the server is started with a folder for them. Then each array becomes a file
 ``FOLDER/<date and time>_<session>/<number>_<name>.npy``, which ``numpy.load`` reads.
 """
 

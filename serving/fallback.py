@@ -182,7 +182,7 @@ def _tell(connection: Any, text: str) -> None:
 
 
 def marked(image: ismrmrd.Image, how: str, reason: str) -> ismrmrd.Image:
-    """Mark an image as a fallback, for whoever looks at it: in its attributes and by its series.
+    """Mark an image as a fallback: in its attributes and by its series.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Memory of the server and its sessions: what happens before the system ends the server.
 
 What a session in a process of its own uses is known: the memory of its process and the programs it runs, and a share of
-what these share with others. `MemoryGuard` ends the one that uses too much. What one of several threads uses nobody
-knows; `MemoryGauge` says when there is no memory for further ones.
+what these share with others. `MemoryGuard` ends the one that uses too much. What one of several threads uses is
+not known; `MemoryGauge` says when there is no memory for further ones.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ SETTLE = 10.0
 class MemoryGauge:
     """Tells whether the server uses all the memory that it may.
 
-    Sessions in threads share one process, and nobody knows which of them uses how much of it. So none is ended: while
+    Sessions in threads share one process, and which of them uses how much is not known. So none is ended: while
     the memory is short, the server takes no further one.
 
     Parameters

@@ -121,7 +121,7 @@ class Metrics:
         self._running = prometheus.Gauge("mrd_sessions_running", "Sessions that are being served", registry=registry)
         self._waiting = prometheus.Gauge("mrd_sessions_waiting", "Sessions that wait for a place", registry=registry)
         prometheus.Info("mrd_server", "What runs", registry=registry).info(_versions())
-        # A figure that is there from the start can be told from one that nobody knows.
+        # A figure that is there from the start can be told from one that is not known.
         for outcome in set(Outcome) - {Outcome.RUNNING}:
             self._sessions.labels(outcome)
         for direction in ("received", "sent"):

@@ -185,7 +185,7 @@ class Session:
             said = "".join(traceback.format_exception_only(error)).strip()
             report = "".join(traceback.format_exception(error))
             outcome, reason = Outcome.FAILED, f"{self._module} failed: {said}"
-            # As text: whoever keeps records would keep the module's arrays with the exception.
+            # As text: a log handler that keeps records would keep the module's arrays with the exception.
             logger.error("%s", reason, extra={"traceback": report})
             text = f"{reason}\n{report}"
         if self.summary.outcome is Outcome.RUNNING:  # and not interrupted, which makes modules fail
@@ -242,7 +242,7 @@ class Session:
         self.summary.config = name[:LONGEST_WORD]
         process = self._process = self._choose(name)
         if process is discard:
-            connection.keeper = None  # nobody expects images
+            connection.keeper = None  # no images are expected
         if self._recorder is None:
             if self._module == SAVE_ONLY:
                 self._record(held)

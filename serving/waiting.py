@@ -55,7 +55,7 @@ class _Closing:
 
 
 class WaitingQueue:
-    """Keeps those that wait, in order, and sees off those that are refused.
+    """Keeps waiting connections in order, and tells refused ones why before they are closed.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class WaitingQueue:
     Attributes
     ----------
     queue : deque of Pending
-        Who waits, the first first.
+        Waiting connections, the first first.
     """
 
     def __init__(self, limits: Limits, ended: Callable[[SessionSummary], object] = lambda summary: None) -> None:

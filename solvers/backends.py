@@ -2,7 +2,7 @@
 
 A backend is a solver object with the same few methods: `coil_maps`, `weight_over_time`, `memory_needed` and
 `reconstruct`. It takes parts of a scan, each a set of frames that are reconstructed together, and tells the client how
-far it is; through that it also ends when there is nobody to be told. `Reporter` says which part it is, and how long the
+far it is; through that it also ends when the client is gone. `Reporter` says which part it is, and how long the
 whole scan will still take.
 """
 
@@ -33,7 +33,7 @@ LAMBDA_FRAMES = 48  # see `NativeSolver.weight_over_time`
 
 @dataclass(frozen=True)
 class NativeSolver:
-    """The solver of our own at work for one client.
+    """This project's solver, computing for one client.
 
     Attributes
     ----------

@@ -35,7 +35,7 @@ FRAME_AXES = (TIME_DIM, TIME2_DIM)  # BART's, of the axes of frames
 
 @dataclass(frozen=True)
 class BartSolver:
-    """An installed BART at work for one client.
+    """An installed BART, computing for one client.
 
     Attributes
     ----------

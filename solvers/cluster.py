@@ -11,8 +11,7 @@ ends early when reporting raises::
     for images in cluster.run(reconstruct_part, parts, tell, scheduler="tcp://host:8786"):
         ...
 
-Results come in the order of the parts, whoever was faster. Without a scheduler the parts run one after the other where
-they are; one part keeps all cores busy already, so a local cluster would only take memory. With one, a worker that dies
+Results come in the order of the parts. Without a scheduler the parts run one after the other where they are; one part keeps all cores busy already, so a local cluster would only take memory. With one, a worker that dies
 is replaced: the scheduler gives its part to another one, up to its setting ``distributed.scheduler.allowed-failures``
 (three). For that the part's data stay with the scheduler until the part is done, which is why only a few more parts
 than there are workers are handed to it at a time.
@@ -238,7 +237,7 @@ async def _knock(scheduler: str) -> None:
 
 
 def _work(work: bytes, topic: str, number: int) -> Any:
-    """Do one part, as a task on a worker; ends early when nobody waits for it any more."""
+    """Do one part, as a task on a worker; ends early when its result is not waited for any more."""
     from distributed import get_worker
 
     worker = get_worker()

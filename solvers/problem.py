@@ -104,10 +104,10 @@ class Solver(Protocol):
 
 
 class Reporter:
-    """Tells the client how far a solver is; through this, the solver also ends when there is nobody to be told.
+    """Tells the client how far a solver is; through this, the solver also ends when the client is gone.
 
-    `report` passes on what the solver says, `check` speaks up while it is silent. Once the session is over, because the
-    client is gone or the server is being stopped, sending raises, and that is what ends the work.
+    `report` passes on what the solver says, `check` sends the time elapsed while it says nothing. Once the
+    session is over, because the client is gone or the server is being stopped, sending raises, which ends the work.
 
     The time left is that of the present part, as the solver estimates it, and that of the parts that have not begun:
     each is taken to need as long as those that have begun, on average.
@@ -164,7 +164,7 @@ class Reporter:
         self._send(f"{constants.MRD_LOGGING_INFO} {text}")
 
     def check(self) -> bool:
-        """Send a sign of life if nothing has been sent for `interval`; False: nobody cancels the work."""
+        """Send the time elapsed if nothing has been sent for `interval`; False: the work is not cancelled."""
         if self._clock() - self._last >= self.interval:
             self.report(f"{self._work}: {self._clock() - self._begin:.0f} s elapsed")
         return False

@@ -82,7 +82,9 @@ def _pyfftw() -> Any:
     try:
         import pyfftw
     except ImportError:
-        logger.info("pyfftw is not installed: with SciPy's transforms, iterative reconstructions take 1.6 times as long or so")
+        logger.info(
+            "pyfftw is not installed: iterative reconstructions take about 1.6 times as long without it"
+        )
         return None
     return pyfftw
 
