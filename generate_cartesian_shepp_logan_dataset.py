@@ -1,8 +1,8 @@
 """Make an MRD raw data file: the Shepp-Logan phantom, sampled on a Cartesian grid or by EPI, seen by several coils.
 
-The k-space is exact (closed form), so a reconstruction can be compared with the truth, which `--truth` writes. Density 1
-is pixel value 1 in an image that is the inverse Fourier transform divided by the number of k-space points. The simulation
-is `simulation.cartesiansimulation`.
+The k-space is exact (closed form), so a reconstruction can be compared with the truth, which `--truth` writes. Density
+1 is pixel value 1 in an image that is the inverse Fourier transform divided by the number of k-space points. The
+simulation is `simulation.cartesiansimulation`.
 """
 
 import argparse
