@@ -32,7 +32,7 @@ def make_scan(options: argparse.Namespace) -> Scan:
     Raises
     ------
     ValueError
-        It makes no sense.
+        It makes no sense, or an option would have no effect.
     """
     epi = Epi(
         shots=options.epi_shots,
@@ -49,6 +49,10 @@ def make_scan(options: argparse.Namespace) -> Scan:
         bandwidth=options.noise_bandwidth,
         dependency=options.noise_output is not None,
     )
+    if epi != Epi() and not options.epi:
+        raise ValueError("options of EPI need --epi")
+    if (options.noise_readouts > 1 or options.noise_dwell) and not (options.noise_calibration or noise.dependency):
+        raise ValueError("--noise-readouts and --noise-dwell need -C or --noise-output")
     scan = Scan(
         columns=options.matrix[0],
         rows=options.matrix[-1],

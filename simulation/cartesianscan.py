@@ -240,25 +240,16 @@ def acquired_part(count: int, fraction: float, missing_end: bool) -> range:
 def check(scan: Scan) -> None:
     """Raise a ValueError that says what is wrong unless the scan makes sense."""
     noise, epi = scan.noise_model, scan.epi
-    for name, fraction, count in (
-        ("partial Fourier", scan.partial_fourier, scan.rows),
-        ("slice partial Fourier", scan.slice_partial_fourier, scan.partitions),
-        ("asymmetric echo", scan.asymmetric_echo, scan.samples),
-    ):
-        if not (0 < fraction <= 1 and round(fraction * count) > count // 2):
-            raise ValueError(f"{name} is {fraction:g} of {count}, must be more than half and at most 1")
-    limits = [
+    for name, value, lowest, highest in (
         ("columns", scan.columns, 2, 4096),
         ("rows", scan.rows, 2, 4096),
         ("coils", scan.coils, 1, 1024),
         ("samples of a readout", scan.samples, 2, MAX_SAMPLES),
         ("repetitions", scan.repetitions, 1, MAX_COUNTER),
+        ("repetitions times acceleration", scan.shots, 1, MAX_COUNTER),
         ("slices", scan.slices, 1, 1024),
         ("partitions", scan.partitions, 1, 1024),
         ("averages", scan.averages, 1, MAX_COUNTER),
-        ("acceleration", scan.acceleration, 1, len(scan.acquired_rows)),
-        ("acceleration along the partitions", scan.acceleration_2, 1, len(scan.acquired_partitions)),
-        ("repetitions times acceleration", scan.shots, 1, MAX_COUNTER),
         ("CAIPIRINHA shift", scan.shift, 0, scan.acceleration_2 - 1),
         ("noise level", scan.noise, 0, 1e9),
         ("object size", scan.object_size, 0.01, 8),
@@ -266,26 +257,37 @@ def check(scan: Scan) -> None:
         ("dwell time [us]", scan.dwell, 0.1, 1000),
         ("noise correlation", noise.correlation, 0, 0.999),
         ("noise readouts", noise.readouts, 1, MAX_COUNTER),
-        ("dwell time of noise [us]", noise.dwell or scan.dwell, 0.1, 1000),
-        ("receiver noise bandwidth", noise.bandwidth or 1, 0.01, 100),
-    ]
-    if epi is not None:
-        lobe = scan.lobe
-        limits += [
-            ("EPI shots", epi.shots, 1, scan.rows),
-            ("ramp of an EPI line", epi.ramp, 0, 0.4),
-            ("EPI navigators", epi.navigators, 0, 64),
-            ("EPI delay [us]", epi.delay, -lobe.acquisition_delay, lobe.acquisition_delay),
-            ("EPI phase [rad]", epi.phase, -math.pi, math.pi),
-        ]
-    for name, value, lowest, highest in limits:
-        if not lowest <= value <= highest:
-            raise ValueError(f"{name} is {value:g}, must be {lowest:g} to {highest:g}")
+        ("dwell time of noise [us]", scan.dwell if noise.dwell is None else noise.dwell, 0.1, 1000),
+        ("receiver noise bandwidth", 1 if noise.bandwidth is None else noise.bandwidth, 0.01, 100),
+    ):
+        _check_limits(name, value, lowest, highest)
+    for name, fraction, count in (
+        ("partial Fourier", scan.partial_fourier, scan.rows),
+        ("slice partial Fourier", scan.slice_partial_fourier, scan.partitions),
+        ("asymmetric echo", scan.asymmetric_echo, scan.samples),
+    ):
+        if not (0 < fraction <= 1 and round(fraction * count) > count // 2):
+            raise ValueError(f"{name} is {fraction:g} of {count}, must be more than half and at most 1")
+    _check_limits("acceleration", scan.acceleration, 1, len(scan.acquired_rows))
+    _check_limits("acceleration along the partitions", scan.acceleration_2, 1, len(scan.acquired_partitions))
     if scan.calibration not in MODES:
         raise ValueError(f"calibration is {scan.calibration!r}, must be one of {', '.join(MODES)}")
     if scan.slices > 1 and scan.partitions > 1:
         raise ValueError("a scan has several slices or several partitions, not both")
-    if epi is not None and scan.asymmetric_echo < 1:
+    if epi is None:
+        return
+    _check_limits("EPI shots", epi.shots, 1, scan.rows)
+    _check_limits("ramp of an EPI line", epi.ramp, 0, 0.4)
+    _check_limits("EPI navigators", epi.navigators, 0, 64)
+    _check_limits("EPI phase [rad]", epi.phase, -math.pi, math.pi)
+    margin = scan.lobe.acquisition_delay  # else a sample would be taken in the gradient of the neighbouring line
+    _check_limits("EPI delay [us]", epi.delay, -margin, margin)
+    if scan.asymmetric_echo < 1:
         raise ValueError("EPI has no asymmetric echo here: its lines go both ways")
-    if epi is not None and scan.calibration_width and scan.calibration != "separate":
+    if scan.calibration_width and scan.calibration != "separate":
         raise ValueError("calibration lines of EPI must be separate: others would make the steps of a train unequal")
+
+
+def _check_limits(name: str, value: float, lowest: float, highest: float) -> None:
+    if not lowest <= value <= highest:
+        raise ValueError(f"{name} is {value:g}, must be {lowest:g} to {highest:g}")

@@ -73,5 +73,6 @@ def make_lobe(samples: int, dwell: float, ramp: float) -> Lobe:
     """
     duration = math.ceil(round(samples * dwell, 6))  # as MRD headers want it: whole microseconds
     length = duration / (1 - 2 * MARGIN)
-    delay, ramp_time = round(MARGIN * length), round(ramp * length)
-    return Lobe(ramp_time, max(duration + 2 * delay - 2 * ramp_time, 0), delay, samples, dwell)
+    delay = round(MARGIN * length)
+    ramp_time = min(round(ramp * length), (duration + 2 * delay) // 2)
+    return Lobe(ramp_time, duration + 2 * delay - 2 * ramp_time, delay, samples, dwell)

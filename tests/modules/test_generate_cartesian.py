@@ -178,6 +178,8 @@ def test_the_same_seed_gives_the_same_data_and_the_file_is_replaced(tmp_path, ca
         ["--noise-output", "no such folder/x.h5"],
         ["--partial-fourier", "0.4"],
         ["--slices", "2", "--partitions", "2"],
+        ["--epi-shots", "2"],
+        ["--noise-dwell", "2"],
     ],
 )
 def test_nonsense_is_refused(arguments, tmp_path):
@@ -208,16 +210,16 @@ def test_noise_measurement_and_truth_are_written_beside_the_scan(tmp_path, capsy
 
 
 def test_every_option_reaches_the_scan(tmp_path):
-    options = "-m 12 10 -c 2 --epi --epi-shots 2 --epi-delay 0.5 --epi-phase 0.1 --epi-ramp 0.2 --epi-first-reversed "
-    options += "--partitions 6 -a 2 --acceleration-2 2 --shift 1 -w 4 --calibration separate --partial-fourier 0.8 "
-    options += "--slice-partial-fourier 0.7 --missing-end --averages 2 --object-size 1.2 --phase 0.3 --dwell 3 "
-    options += (
-        "--noise-readouts 2 --noise-dwell 6 --noise-bandwidth 0.8 --noise-covariance-seed 4 --noise-correlation 0.1"
-    )
+    options = """-m 12 10 -c 2 -C --epi --epi-shots 2 --epi-delay 0.5 --epi-phase 0.1 --epi-ramp 0.2
+        --epi-first-reversed --partitions 6 -a 2 --acceleration-2 2 --shift 1 -w 4 --calibration separate
+        --partial-fourier 0.8 --slice-partial-fourier 0.7 --missing-end --averages 2 --object-size 1.2 --phase 0.3
+        --dwell 3 --noise-readouts 2 --noise-dwell 6 --noise-bandwidth 0.8 --noise-covariance-seed 4
+        --noise-correlation 0.1"""
     _, scan = generator.parse_arguments([*options.split(), "-o", str(tmp_path / "x.h5")])
     assert scan == generator.Scan(
-        columns=12, rows=10, coils=2, partitions=6, acceleration=2, acceleration_2=2, shift=1, calibration_width=4,
-        calibration="separate", partial_fourier=0.8, slice_partial_fourier=0.7, missing_end=True, averages=2,
+        columns=12, rows=10, coils=2, noise_scan=True, partitions=6, acceleration=2, acceleration_2=2, shift=1,
+        calibration_width=4, calibration="separate", partial_fourier=0.8, slice_partial_fourier=0.7,
+        missing_end=True, averages=2,
         object_size=1.2, phase=0.3, dwell=3.0,
         epi=generator.Epi(shots=2, delay=0.5, phase=0.1, ramp=0.2, first_reversed=True),
         noise_model=generator.Noise(correlation=0.1, covariance_seed=4, readouts=2, dwell=6.0, bandwidth=0.8),
