@@ -47,8 +47,9 @@ class Lobe:
     def positions(self, delay: float = 0.0) -> NDArray[np.float64]:
         """Positions of the samples of a line from left to right, in the order of time [samples].
 
-        A sample stands at the middle of its dwell time. What the lobe covers while samples are taken is one unit of k
-        for each sample, and k is 0 half way through the lobe, as Gadgetron's EPI reconstruction has it.
+        A sample stands at the middle of its dwell time, which suits the navigators of a Siemens scan: odd and even ones
+        then nearly agree. As in Gadgetron's EPI reconstruction, the area of the lobe while samples are taken is one
+        unit of k for each sample, and k is 0 half way through the lobe.
 
         Parameters
         ----------
