@@ -1,269 +1,58 @@
-"""Make an MRD raw data file: the Shepp-Logan phantom, sampled on a Cartesian grid, seen by several coils.
+"""Make an MRD raw data file: the Shepp-Logan phantom, sampled on a Cartesian grid or by EPI, seen by several coils.
 
-The k-space is exact (closed form), so a reconstruction can be compared with `simulation.phantom.image`. Density 1 is
-pixel value 1 in an image that is the inverse Fourier transform divided by the number of k-space points.
+The k-space is exact (closed form), so a reconstruction can be compared with the truth, which `--truth` writes. Density
+1 is pixel value 1 in an image that is the inverse Fourier transform divided by the number of k-space points. The
+simulation is `simulation.cartesiansimulation`.
 """
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import ismrmrd
-import ismrmrd.xsd
-import numpy as np
-
 from mrdio.commandline import number
-from mrdio.mrdfile import MrdWriter
-from simulation import phantom
+from simulation.cartesianscan import MAX_COUNTER, MODES
+from simulation.cartesiansimulation import (
+    Epi,
+    Noise,
+    Scan,
+    acquisitions,
+    check,
+    header,
+    noise_acquisitions,
+    noise_header,
+    save_truth,
+)
+from simulation.rawfile import beside, write_raw
 
-FIELD_OF_VIEW = 0.3  # [m], of the longer side
-SLICE_THICKNESS = 5e-3  # [m]
-REPETITION_TIME = 10.0  # [ms]
-ECHO_TIME = 5.0  # [ms]
-TICK = 2.5  # [ms], of time stamps
-FIRST_TIME_STAMP = 12 * 3600 * 400  # noon [ticks]
-DWELL = 5.0  # [us]
-MAX_COUNTER = 2**16
-MAX_SAMPLES = 8192
 
+def make_scan(options: argparse.Namespace) -> Scan:
+    """Collect what is to be simulated from the command line.
 
-@dataclass(frozen=True)
-class Scan:
-    """A scan to simulate.
-
-    Attributes
-    ----------
-    columns, rows
-        Reconstructed matrix (x, y) [pixels]; pixels are square.
-    coils
-        Number of coils.
-    oversampling
-        Readout oversampling factor.
-    repetitions
-        How often the whole k-space is acquired.
-    acceleration
-        Each repetition becomes this many, with every `acceleration`-th line each, beginning one line later each time.
-    calibration_width
-        Lines round the k-space centre that are always acquired when accelerated.
-    noise
-        Standard deviation of real and of imaginary part of a coil's fully sampled image; density is 1 at most.
-    noise_scan
-        Whether a noise readout comes first.
-    seed
-        Of the random numbers.
+    Raises
+    ------
+    ValueError
+        It makes no sense, or an option would have no effect.
     """
-
-    columns: int = 256
-    rows: int = 256
-    coils: int = 8
-    oversampling: int = 2
-    repetitions: int = 1
-    acceleration: int = 1
-    calibration_width: int = 0
-    noise: float = 0.01
-    noise_scan: bool = False
-    seed: int = 0
-
-    @property
-    def pixel(self) -> float:
-        """Edge of a pixel [m]."""
-        return FIELD_OF_VIEW / max(self.columns, self.rows)
-
-    @property
-    def samples(self) -> int:
-        """Samples of a readout."""
-        return self.columns * self.oversampling
-
-    @property
-    def object(self) -> tuple[phantom.Ellipse, ...]:
-        """The phantom, as large as the shorter side of the field of view."""
-        return phantom.shepp_logan(self.pixel * min(self.columns, self.rows))
-
-    @property
-    def coil_ring(self) -> phantom.Coils:
-        """The coils' sensitivities."""
-        return phantom.ring_of_coils(self.coils, self.pixel * min(self.columns, self.rows))
-
-
-def header(scan: Scan) -> ismrmrd.xsd.ismrmrdHeader:
-    """MRD header of a scan."""
-    xsd = ismrmrd.xsd
-    width, height, depth = scan.columns * scan.pixel * 1e3, scan.rows * scan.pixel * 1e3, SLICE_THICKNESS * 1e3
-    shots = scan.repetitions * scan.acceleration
-    encoding = xsd.encodingType(
-        trajectory=xsd.trajectoryType.CARTESIAN,
-        encodedSpace=xsd.encodingSpaceType(
-            matrixSize=xsd.matrixSizeType(x=scan.samples, y=scan.rows, z=1),
-            fieldOfView_mm=xsd.fieldOfViewMm(x=width * scan.oversampling, y=height, z=depth),
-        ),
-        reconSpace=xsd.encodingSpaceType(
-            matrixSize=xsd.matrixSizeType(x=scan.columns, y=scan.rows, z=1),
-            fieldOfView_mm=xsd.fieldOfViewMm(x=width, y=height, z=depth),
-        ),
-        encodingLimits=xsd.encodingLimitsType(
-            kspace_encoding_step_0=xsd.limitType(minimum=0, maximum=scan.samples - 1, center=scan.samples // 2),
-            kspace_encoding_step_1=xsd.limitType(minimum=0, maximum=scan.rows - 1, center=scan.rows // 2),
-            repetition=xsd.limitType(minimum=0, maximum=shots - 1, center=0),
-        ),
-        parallelImaging=xsd.parallelImagingType(
-            accelerationFactor=xsd.accelerationFactorType(
-                kspace_encoding_step_1=scan.acceleration, kspace_encoding_step_2=1
-            ),
-            calibrationMode=xsd.calibrationModeType.INTERLEAVED,
-        ),
+    epi = Epi(
+        shots=options.epi_shots,
+        delay=options.epi_delay,
+        phase=options.epi_phase,
+        ramp=options.epi_ramp,
+        first_reversed=options.epi_first_reversed,
     )
-    return xsd.ismrmrdHeader(
-        version=1,
-        measurementInformation=xsd.measurementInformationType(
-            measurementID="shepp_logan",
-            patientPosition=xsd.patientPositionType.HFS,
-            protocolName="Shepp-Logan phantom",
-        ),
-        acquisitionSystemInformation=xsd.acquisitionSystemInformationType(
-            systemVendor="Simulation", systemModel="closed form", receiverChannels=scan.coils
-        ),
-        experimentalConditions=xsd.experimentalConditionsType(H1resonanceFrequency_Hz=63_870_000),
-        encoding=[encoding],
-        sequenceParameters=xsd.sequenceParametersType(TR=[REPETITION_TIME], TE=[ECHO_TIME], flipAngle_deg=[15.0]),
+    noise = Noise(
+        correlation=options.noise_correlation,
+        covariance_seed=options.noise_covariance_seed,
+        readouts=options.noise_readouts,
+        dwell=options.noise_dwell,
+        bandwidth=options.noise_bandwidth,
+        dependency=options.noise_output is not None,
     )
-
-
-def clean_kspace(scan: Scan) -> np.ndarray:
-    """Noise-free k-space complex128 [coil, row, sample], with k = 0 at index N // 2."""
-    kx = (np.arange(scan.samples) - scan.samples // 2) / (scan.samples * scan.pixel)
-    ky = (np.arange(scan.rows) - scan.rows // 2) / (scan.rows * scan.pixel)
-    return scan.coil_ring.kspace(scan.object, kx, ky[:, np.newaxis]) / scan.pixel**2
-
-
-def calibration_rows(scan: Scan) -> range:
-    """Rows that an accelerated scan acquires every time; none when it is not accelerated."""
-    if scan.acceleration == 1:
-        return range(0)
-    first = scan.rows // 2 - scan.calibration_width // 2
-    return range(max(first, 0), min(first + scan.calibration_width, scan.rows))
-
-
-def acquisitions(scan: Scan) -> Iterator[ismrmrd.Acquisition]:
-    """Yield the readouts of a scan in the order of time."""
-    random = np.random.default_rng(scan.seed)
-    sigma = scan.noise * np.sqrt(scan.rows * scan.samples)
-
-    def noise() -> np.ndarray:
-        return sigma * (random.standard_normal((2, scan.coils, scan.samples)) * np.array([1, 1j])[:, None, None]).sum(0)
-
-    counter = 0
-    if scan.noise_scan:
-        counter += 1
-        yield _readout(scan, noise(), counter, flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
-    clean = clean_kspace(scan)
-    calibration = calibration_rows(scan)
-    shots = scan.repetitions * scan.acceleration
-    for shot in range(shots):
-        regular = range(shot % scan.acceleration, scan.rows, scan.acceleration)
-        rows = sorted({*regular, *calibration})
-        for row in rows:
-            counter += 1
-            flags = _position_flags(row == rows[0], row == rows[-1], shot == shots - 1)
-            if row in calibration:
-                flags.append(
-                    ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING
-                    if row in regular
-                    else ismrmrd.ACQ_IS_PARALLEL_CALIBRATION
-                )
-            yield _readout(scan, clean[:, row] + noise(), counter, flags, row, shot)
-
-
-def _position_flags(first: bool, last: bool, last_shot: bool) -> list[int]:
-    flags = []
-    if first:
-        flags += [ismrmrd.ACQ_FIRST_IN_ENCODE_STEP1, ismrmrd.ACQ_FIRST_IN_SLICE, ismrmrd.ACQ_FIRST_IN_REPETITION]
-    if last:
-        flags += [ismrmrd.ACQ_LAST_IN_ENCODE_STEP1, ismrmrd.ACQ_LAST_IN_SLICE, ismrmrd.ACQ_LAST_IN_REPETITION]
-    if last and last_shot:
-        flags.append(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
-    return flags
-
-
-def _readout(
-    scan: Scan, data: np.ndarray, counter: int, flags: Sequence[int], row: int = 0, repetition: int = 0
-) -> ismrmrd.Acquisition:
-    """One acquisition with a complete header; data [coil, sample], `counter` from 1."""
-    acquisition = ismrmrd.Acquisition.from_array(data.astype(np.complex64))
-    acquisition.scan_counter = counter
-    acquisition.acquisition_time_stamp = FIRST_TIME_STAMP + round((counter - 1) * REPETITION_TIME / TICK)
-    acquisition.center_sample = scan.samples // 2
-    acquisition.sample_time_us = DWELL
-    acquisition.read_dir, acquisition.phase_dir, acquisition.slice_dir = (1, 0, 0), (0, 1, 0), (0, 0, 1)
-    acquisition.position = (0, 0, 0)
-    acquisition.idx.kspace_encode_step_1 = row
-    acquisition.idx.repetition = repetition
-    for coil in range(scan.coils):
-        acquisition.setChannelActive(coil)
-    for flag in flags:
-        acquisition.set_flag(flag)
-    return acquisition
-
-
-def write(scan: Scan, path: Path, group: str) -> int:
-    """Write a scan to a new MRD file, which replaces one of that name only when it is complete.
-
-    Returns
-    -------
-    Number of readouts.
-    """
-    count = 0
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        unfinished = Path(folder) / "unfinished.h5"
-        with MrdWriter(unfinished, group) as writer:
-            writer.write_header(header(scan).toXML("utf-8"))
-            for acquisition in acquisitions(scan):
-                writer.write(acquisition)
-                count += 1
-        unfinished.replace(path)
-    return count
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description="Make an MRD raw data file of the Shepp-Logan phantom with Cartesian sampling.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    default = Scan()
-    add = parser.add_argument
-    add("-m", "--matrix", type=number(2, high=4096), nargs="+", default=[256], metavar="N", help="matrix: N, or x y")
-    add("-c", "--coils", type=number(1, high=1024), default=default.coils, help="number of coils")
-    add("-O", "--oversampling", type=number(1, high=16), default=default.oversampling, help="readout oversampling")
-    add("-r", "--repetitions", type=number(1, high=MAX_COUNTER), default=default.repetitions, help="repetitions")
-    add("-a", "--acceleration", type=number(1, high=64), default=1, help="acquire every n-th line, shifted each time")
-    add("-w", "--calibration-width", type=number(0, high=4096), default=0, help="central lines always acquired")
-    add("-n", "--noise-level", type=float, default=default.noise, help="noise of one coil's image, density is 1")
-    add("-o", "--output", type=Path, default=Path("testdata.h5"), help="file to write; one of that name is replaced")
-    add("-d", "--dataset", default="dataset", help="group in the file")
-    add("-s", "--seed", type=number(0, high=2**32 - 1), default=default.seed, help="of the random numbers")
-    add("-C", "--noise-calibration", action="store_true", help="begin with a noise readout")
-    options = parser.parse_args(arguments)
-    if len(options.matrix) > 2:
-        parser.error(f"--matrix takes one or two numbers; got {len(options.matrix)}")
-    if options.matrix[0] * options.oversampling > MAX_SAMPLES:
-        parser.error(f"matrix times oversampling gives readouts of more than {MAX_SAMPLES} samples")
-    if options.acceleration > options.matrix[-1]:
-        parser.error(f"--acceleration is {options.acceleration}; there are only {options.matrix[-1]} lines")
-    if options.repetitions * options.acceleration > MAX_COUNTER:
-        parser.error(f"repetitions times acceleration is more than {MAX_COUNTER}")
-    if not 0 <= options.noise_level < np.inf:
-        parser.error(f"--noise-level is {options.noise_level}; expected a finite number that is not negative")
-    if not options.output.parent.is_dir() or options.output.is_dir():
-        parser.error(f"{options.output} is no file in an existing folder")
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line tool; returns the exit status."""
-    options = parse_arguments(arguments)
+    if epi != Epi() and not options.epi:
+        raise ValueError("options of EPI need --epi")
+    if (options.noise_readouts > 1 or options.noise_dwell) and not (options.noise_calibration or noise.dependency):
+        raise ValueError("--noise-readouts and --noise-dwell need -C or --noise-output")
     scan = Scan(
         columns=options.matrix[0],
         rows=options.matrix[-1],
@@ -275,16 +64,122 @@ def main(arguments: Sequence[str] | None = None) -> int:
         noise=options.noise_level,
         noise_scan=options.noise_calibration,
         seed=options.seed,
+        slices=options.slices,
+        partitions=options.partitions,
+        averages=options.averages,
+        acceleration_2=options.acceleration_2,
+        shift=options.shift,
+        calibration=options.calibration,
+        partial_fourier=options.partial_fourier,
+        slice_partial_fourier=options.slice_partial_fourier,
+        asymmetric_echo=options.asymmetric_echo,
+        missing_end=options.missing_end,
+        object_size=options.object_size,
+        phase=options.phase,
+        dwell=options.dwell,
+        epi=epi if options.epi else None,
+        noise_model=noise,
     )
-    replaced = ", in place of the file that was there" if options.output.exists() else ""
+    check(scan)
+    return scan
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Scan]:
+    """Read the command line; also returns the scan that it asks for."""
+    parser = argparse.ArgumentParser(
+        description="Make an MRD raw data file of the Shepp-Logan phantom with Cartesian sampling or EPI.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    default, epi, noise = Scan(), Epi(), Noise()
+    add = parser.add_argument
+    add("-m", "--matrix", type=number(2, high=4096), nargs="+", default=[256], metavar="N", help="matrix: N, or x y")
+    add("-c", "--coils", type=number(1, high=1024), default=default.coils, help="number of coils")
+    add("-O", "--oversampling", type=number(1, high=16), default=default.oversampling, help="readout oversampling")
+    add("-r", "--repetitions", type=number(1, high=MAX_COUNTER), default=default.repetitions, help="repetitions")
+    add("-a", "--acceleration", type=number(1, high=64), default=1, help="acquire every n-th line; see --calibration")
+    add("-w", "--calibration-width", type=number(0, high=4096), default=0, help="central lines always acquired")
+    add("-n", "--noise-level", type=float, default=default.noise, help="noise of one coil's image, density is 1")
+    add("-o", "--output", type=Path, default=Path("testdata.h5"), help="file to write; one of that name is replaced")
+    add("-d", "--dataset", default="dataset", help="group in the file")
+    add("-s", "--seed", type=number(0, high=2**32 - 1), default=default.seed, help="of the random numbers")
+    add("-C", "--noise-calibration", action="store_true", help="begin with a noise readout")
+    add("--truth", action="store_true", help="write density, coil maps and noise covariance as OUTPUT_truth.h5, too")
+
+    add = parser.add_argument_group("object").add_argument
+    add("--object-size", type=float, default=default.object_size, help="by the shorter side of the field of view; "
+        "above 1 it wraps round")  # fmt: skip
+    add("--phase", type=float, default=default.phase, help="amplitude of a smooth phase [rad]")
+    add("--slices", type=number(1, high=1024), default=default.slices, help="number of slices")
+    add("--partitions", type=number(1, high=1024), default=default.partitions, help="3-D: partitions of one slab")
+
+    add = parser.add_argument_group("sampling").add_argument
+    add("--averages", type=number(1, high=MAX_COUNTER), default=default.averages, help="how often each line is taken")
+    add("--calibration", choices=MODES, default=default.calibration, help="interleaved: --acceleration repetitions, "
+        "each one line later; embedded: always the same lines, the calibration lines among them; separate: calibration "
+        "lines come first, with another contrast")  # fmt: skip
+    add("--acceleration-2", type=number(1, high=64), default=1, help="3-D: acquire every n-th partition")
+    add("--shift", type=number(0, high=63), default=default.shift, help="CAIPIRINHA: partitions further per line")
+    add("--partial-fourier", type=float, default=default.partial_fourier, help="part of the lines acquired")
+    add("--slice-partial-fourier", type=float, default=default.slice_partial_fourier, help="part of the partitions")
+    add("--asymmetric-echo", type=float, default=default.asymmetric_echo, help="part of each readout acquired")
+    add("--missing-end", action="store_true", help="partial Fourier leaves out the end, not the beginning")
+    add("--dwell", type=float, default=default.dwell, help="time from sample to sample [us]")
+
+    add = parser.add_argument_group("EPI").add_argument
+    add("--epi", action="store_true", help="trains of lines to and fro, sampled on the ramps, after three navigators")
+    add("--epi-shots", type=number(1, high=4096), default=epi.shots, help="trains into which an image is divided")
+    add("--epi-delay", type=float, default=epi.delay, help="of the gradients [us]; displaces odd and even lines")
+    add("--epi-phase", type=float, default=epi.phase, help="of reversed lines [rad]; each coil has another")
+    add("--epi-ramp", type=float, default=epi.ramp, help="part of a line's gradient that each ramp takes")
+    add("--epi-first-reversed", action="store_true", help="the first navigator is reversed, as on Siemens scanners")
+
+    add = parser.add_argument_group("noise").add_argument
+    add("--noise-correlation", type=float, default=noise.correlation, help="between coils, 0 to below 1")
+    add("--noise-covariance-seed", type=number(0, high=2**32 - 1), default=noise.covariance_seed, help="of the coils' "
+        "covariance")  # fmt: skip
+    add("--noise-readouts", type=number(1, high=MAX_COUNTER), default=noise.readouts, help="of a noise measurement")
+    add("--noise-dwell", type=float, help="time from sample to sample of noise readouts [us], instead of --dwell")
+    add("--noise-bandwidth", type=float, help="relativeReceiverNoiseBandwidth of the header")
+    add("--noise-output", type=Path, help="write a noise measurement of its own, which the scan's header names")
+    options = parser.parse_args(arguments)
+    if len(options.matrix) > 2:
+        parser.error(f"--matrix takes one or two numbers; got {len(options.matrix)}")
+    for path in (options.output, options.noise_output):
+        if path is not None and (not path.parent.is_dir() or path.is_dir()):
+            parser.error(f"{path} is no file in an existing folder")
+    if options.noise_output is not None and options.noise_output.absolute() == options.output.absolute():
+        parser.error("--noise-output and --output are the same file")
     try:
-        count = write(scan, options.output, options.dataset)
+        return options, make_scan(options)
+    except ValueError as error:
+        return parser.error(str(error))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line tool; returns the exit status."""
+    options, scan = parse_arguments(arguments)
+    replaced = ", in place of the file that was there" if options.output.exists() else ""
+    path = options.output
+    more = []
+    try:
+        (count,) = write_raw(header(scan), [acquisitions(scan)], path, options.dataset)
+        if options.noise_output is not None:
+            path = options.noise_output
+            write_raw(noise_header(scan), [noise_acquisitions(scan)], path, options.dataset)
+            more.append(f"noise measurement {path}: send it first")
+        if options.truth:
+            path = beside(options.output, "truth.h5")
+            save_truth(scan, path)
+            more.append(f"truth {path}")
     except OSError as error:
-        print(f"cannot write {options.output}: {error}", file=sys.stderr)
+        print(f"cannot write {path}: {error}", file=sys.stderr)
         return 1
+    depth = f" x {scan.partitions}" if scan.partitions > 1 else f", {scan.slices} slices" if scan.slices > 1 else ""
     print(
-        f"wrote {options.output}{replaced}: {count} readouts, matrix {scan.columns} x {scan.rows}, {scan.coils} coils, "
-        f"{scan.repetitions * scan.acceleration} repetitions, group {options.dataset}"
+        f"wrote {options.output}{replaced}: {count} readouts, matrix {scan.columns} x {scan.rows}{depth}, "
+        f"{scan.coils} coils, {scan.shots} repetitions, group {options.dataset}",
+        *more,
+        sep="\n",
     )
     return 0
 

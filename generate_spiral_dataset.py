@@ -8,7 +8,6 @@ import argparse
 import math
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,39 +15,14 @@ import numpy as np
 
 from GIRF import PATIENT_TO_DEVICE
 from mrdio.commandline import number
-from mrdio.mrdfile import MrdWriter
 from recon.configuration import project_path
 from recon.gradientresponse import load_girf
 from recon.trajectory import SIGNATURE_LENGTH, Trajectory, read_metafile, write_metafile
+from simulation.rawfile import beside, write_raw
 from simulation.spiraldesign import SpiralDesign, arm_rotation, design_spiral, synthetic_girf
-from simulation.spiralsimulation import Scan, Simulation, simulate
+from simulation.spiralsimulation import Scan, simulate
 
 SYNTHETIC = "synthetic"
-
-
-def write_raw(simulation: Simulation, path: Path, group: str = "dataset") -> tuple[int, int]:
-    """Write a scan to a new MRD file, which replaces one of that name only when it is complete.
-
-    Returns
-    -------
-    Numbers of readouts and of packets of waveforms.
-    """
-    counts = [0, 0]
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        unfinished = Path(folder) / "unfinished.h5"
-        with MrdWriter(unfinished, group) as writer:
-            writer.write_header(simulation.header)
-            for kind, items in enumerate((simulation.acquisitions(), simulation.waveforms())):
-                for item in items:
-                    writer.write(item)
-                    counts[kind] += 1
-        unfinished.replace(path)
-    return counts[0], counts[1]
-
-
-def beside(path: Path, what: str) -> Path:
-    """File of that kind beside the raw data: `raw.h5` has `raw_truth.h5`."""
-    return path.with_name(f"{path.stem}_{what}")
 
 
 def make_trajectory(options: argparse.Namespace) -> Trajectory:
@@ -196,7 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trajectory = make_trajectory(options)
         scan = make_scan(options)
         simulation = simulate(trajectory, scan)
-        readouts, packets = write_raw(simulation, options.output, options.dataset)
+        streams = (simulation.acquisitions(), simulation.waveforms())
+        readouts, packets = write_raw(simulation.header, streams, options.output, options.dataset)
         simulation.truth.save(truth_file)
         girf_file = _write_girf(options, scan)
     except (OSError, ValueError) as error:

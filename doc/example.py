@@ -17,12 +17,12 @@ import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from client import ClientOptions, run  # noqa: E402
-from generate_spiral_dataset import write_raw  # noqa: E402
 from mrdio.mrdfile import MrdReader  # noqa: E402
 from recon.configuration import project_path  # noqa: E402
 from recon.trajectory import write_metafile  # noqa: E402
 from server import Server, ServerOptions  # noqa: E402
 from serving.session import SessionOptions  # noqa: E402
+from simulation.rawfile import write_raw  # noqa: E402
 from simulation.spiraldesign import SpiralDesign, design_spiral  # noqa: E402
 from simulation.spiralsimulation import Scan, simulate  # noqa: E402
 
@@ -32,7 +32,7 @@ def main(folder: Path) -> Path:
     # A scan: 3.4 s of a beating, breathing chest, with the metafile that its reconstruction looks for.
     simulation = simulate(design_spiral(SpiralDesign()), Scan(readouts=600, coils=4))
     write_metafile(simulation.trajectory, project_path("seq_meta") / simulation.trajectory.file.name)
-    write_raw(simulation, folder / "example_raw.h5")
+    write_raw(simulation.header, [simulation.items()], folder / "example_raw.h5")
 
     # The server, in a thread, on any free port; modules come from the project's folder.
     server = Server(ServerOptions(port=0, session=SessionOptions(module_folders=(PROJECT,))))

@@ -39,7 +39,10 @@ BATCH = 256
 BATCH_BYTES = 32 << 20
 ROOM = 4 << 20  # that is to be left on the disk, for what HDF5 writes besides [bytes]
 IMAGE_BATCH = 16  # headers in a chunk: each series takes up one whole chunk of them at least
-TEXT = h5py.string_dtype("utf-8")
+# Image attributes and texts are both UTF-8, declared as the ISMRMRD libraries declare them: the C++ one cannot read a
+# header that is declared as UTF-8.
+ATTRIBUTES = h5py.string_dtype("utf-8")
+TEXT = h5py.string_dtype("ascii")
 
 # What is looked at in a group.
 _MEMBERS = {"xml", "config", "config_file", "configAdditional", "data", "waveforms"}
@@ -477,7 +480,7 @@ class MrdWriter:
     def _write_text(self, name: str, text: str) -> None:
         if name in self._group:
             del self._group[name]
-        self._group.create_dataset(name, data=[text.replace("\0", "")], dtype=TEXT)
+        self._group.create_dataset(name, data=[text.replace("\0", "").encode()], dtype=TEXT)
 
     def note(self, name: str, value: str) -> bool:
         """Keep a text under a name among the group's HDF5 attributes; returns False if just that is there already."""
@@ -601,5 +604,5 @@ class MrdWriter:
         chunks = (1, *data.shape) if data.size else True
         parts.create_dataset("data", (0, *data.shape), data.dtype, maxshape=(None, *data.shape), chunks=chunks)
         parts.create_dataset("header", (0,), image_header_dtype, maxshape=(None,), chunks=(IMAGE_BATCH,))
-        parts.create_dataset("attributes", (0,), TEXT, maxshape=(None,), chunks=(IMAGE_BATCH,))
+        parts.create_dataset("attributes", (0,), ATTRIBUTES, maxshape=(None,), chunks=(IMAGE_BATCH,))
         return parts

@@ -1,3 +1,4 @@
+import h5py
 import ismrmrd
 import ismrmrd.xsd
 import numpy as np
@@ -167,9 +168,61 @@ def test_the_same_seed_gives_the_same_data_and_the_file_is_replaced(tmp_path, ca
 
 @pytest.mark.parametrize(
     "arguments",
-    [["-m", "1"], ["-m", "8", "8", "8"], ["-n", "nan"], ["-m", "8", "-a", "9"], ["-m", "4096", "-O", "3"], ["-c", "x"]],
+    [
+        ["-m", "1"],
+        ["-m", "8", "8", "8"],
+        ["-n", "nan"],
+        ["-m", "8", "-a", "9"],
+        ["-m", "4096", "-O", "3"],
+        ["-c", "x"],
+        ["--noise-output", "no such folder/x.h5"],
+        ["--partial-fourier", "0.4"],
+        ["--slices", "2", "--partitions", "2"],
+        ["--epi-shots", "2"],
+        ["--noise-dwell", "2"],
+    ],
 )
 def test_nonsense_is_refused(arguments, tmp_path):
     with pytest.raises(SystemExit) as caught:
         generator.main([*arguments, "-o", str(tmp_path / "x.h5")])
     assert caught.value.code == 2
+
+
+def test_noise_measurement_and_truth_are_written_beside_the_scan(tmp_path, capsys):
+    path, noise_file = tmp_path / "x.h5", tmp_path / "noise.h5"
+    arguments = ["-m", "16", "12", "-c", "3", "--slices", "2", "--noise-correlation", "0.4", "--noise-readouts", "5"]
+    arguments += ["--noise-output", str(noise_file), "--noise-dwell", "8", "--truth", "--phase", "0.5", "-o", str(path)]
+    assert generator.main(arguments) == 0
+    header, readouts = read(path)
+    noise_header, noise = read(noise_file)
+    (dependency,) = header.measurementInformation.measurementDependency
+    assert dependency.measurementID == noise_header.measurementInformation.measurementID
+    assert len(readouts) == 2 * 12
+    assert len(noise) == 5
+    assert {r.sample_time_us for r in noise} == {8.0}
+    with h5py.File(tmp_path / "x_truth.h5") as truth:
+        assert truth["density"].shape == (2, 12, 16)
+        assert truth["maps"].shape == (3, 2, 12, 16)
+        assert truth["noise_covariance"].shape == (3, 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert str(noise_file) in lines[1]
+    assert "x_truth.h5" in lines[2]
+
+
+def test_every_option_reaches_the_scan(tmp_path):
+    options = """-m 12 10 -c 2 -C --epi --epi-shots 2 --epi-delay 0.5 --epi-phase 0.1 --epi-ramp 0.2
+        --epi-first-reversed --partitions 6 -a 2 --acceleration-2 2 --shift 1 -w 4 --calibration separate
+        --partial-fourier 0.8 --slice-partial-fourier 0.7 --missing-end --averages 2 --object-size 1.2 --phase 0.3
+        --dwell 3 --noise-readouts 2 --noise-dwell 6 --noise-bandwidth 0.8 --noise-covariance-seed 4
+        --noise-correlation 0.1"""
+    _, scan = generator.parse_arguments([*options.split(), "-o", str(tmp_path / "x.h5")])
+    assert scan == generator.Scan(
+        columns=12, rows=10, coils=2, noise_scan=True, partitions=6, acceleration=2, acceleration_2=2, shift=1,
+        calibration_width=4, calibration="separate", partial_fourier=0.8, slice_partial_fourier=0.7,
+        missing_end=True, averages=2,
+        object_size=1.2, phase=0.3, dwell=3.0,
+        epi=generator.Epi(shots=2, delay=0.5, phase=0.1, ramp=0.2, first_reversed=True),
+        noise_model=generator.Noise(correlation=0.1, covariance_seed=4, readouts=2, dwell=6.0, bandwidth=0.8),
+    )  # fmt: skip
+    _, scan = generator.parse_arguments(["--asymmetric-echo", "0.7", "--slices", "3", "-o", str(tmp_path / "x.h5")])
+    assert scan == generator.Scan(asymmetric_echo=0.7, slices=3)

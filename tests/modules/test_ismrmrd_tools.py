@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import client
+import generate_cartesian_shepp_logan_dataset as generator
 import main
 from conftest import PATIENCE
 from mrdio.mrdfile import MrdReader
@@ -62,3 +63,16 @@ def test_accelerated_data_with_calibration_lines_are_handled(reconstruct, tmp_pa
     coil_images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, axes=(2, 3))), axes=(2, 3))
     for image, theirs in zip(images, np.sqrt((np.abs(coil_images[..., 32:96]) ** 2).sum(axis=1)), strict=True):
         assert correlation(image, theirs) >= 0.99999
+
+
+@pytest.mark.parametrize(
+    "options", [["-m", 64, "-C"], ["-m", 60, 40, "-c", 3, "--phase", 1, "--noise-correlation", 0.5]]
+)
+def test_the_cpp_tools_reconstruct_what_our_generator_writes(reconstruct, tmp_path, options):
+    path = tmp_path / "raw.h5"
+    assert generator.main(["-o", str(path), *map(str, options)]) == 0
+    (ours,) = reconstruct(path)
+    run_tool("ismrmrd_recon_cartesian_2d", path)
+    with h5py.File(path) as file:
+        theirs = np.squeeze(file["dataset/cpp/data"][0])
+    assert correlation(ours, theirs) >= 0.9999
