@@ -11,10 +11,11 @@ ends early when reporting raises::
     for images in cluster.run(reconstruct_part, parts, tell, scheduler="tcp://host:8786"):
         ...
 
-Results come in the order of the parts. Without a scheduler the parts run one after the other where they are; one part keeps all cores busy already, so a local cluster would only take memory. With one, a worker that dies
-is replaced: the scheduler gives its part to another one, up to its setting ``distributed.scheduler.allowed-failures``
-(three). For that the part's data stay with the scheduler until the part is done, which is why only a few more parts
-than there are workers are handed to it at a time.
+Results come in the order of the parts. Without a scheduler the parts run one after the other where they are; one part
+keeps all cores busy already, so a local cluster would only take memory. With one, a worker that dies is replaced: the
+scheduler gives its part to another one, up to its setting ``distributed.scheduler.allowed-failures`` (three). For that
+the part's data stay with the scheduler until the part is done, which is why only a few more parts than there are
+workers are handed to it at a time.
 
 Dask runs whatever reaches its ports: scheduler and workers belong on a network of their own, or behind TLS
 (``doc/cluster.md``).

@@ -82,9 +82,7 @@ def _pyfftw() -> Any:
     try:
         import pyfftw
     except ImportError:
-        logger.info(
-            "pyfftw is not installed: iterative reconstructions take about 1.6 times as long without it"
-        )
+        logger.info("pyfftw is not installed: iterative reconstructions take about 1.6 times as long without it")
         return None
     return pyfftw
 

@@ -8,6 +8,7 @@ import gc
 import io
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from ismrmrd.serialization import ProtocolDeserializer, ProtocolSerializer
 
+import strict_cupy
 from connection import Connection
 from dask_cluster import dask, dask_processes  # noqa: F401 - fixtures
 from mrdio.limits import Limits
@@ -179,9 +181,12 @@ def join_threads_except(before: set[threading.Thread]) -> list[threading.Thread]
     return [thread for thread in started if thread.is_alive()]
 
 
-@pytest.fixture
-def cupy() -> Any:
-    """CuPy, for tests marked ``gpu``: these skip where it, or a GPU, is missing."""
+@pytest.fixture(params=["strict", pytest.param("real", marks=pytest.mark.gpu)])
+def cupy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """CuPy's stand-in (`strict_cupy`), and CuPy itself: that skips where it, or a GPU, is missing."""
+    if request.param == "strict":
+        for name, module in strict_cupy.modules().items():
+            monkeypatch.setitem(sys.modules, name, module)
     module = pytest.importorskip("cupy")
     try:
         nufft.open_backend(0)

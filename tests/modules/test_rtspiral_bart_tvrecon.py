@@ -123,7 +123,6 @@ def test_auto_is_native_and_good_with_linear_ordering(tmp_path, monkeypatch):
     assert change(client.pixels, truth) > 0.97
 
 
-@pytest.mark.gpu
 def test_a_gpu_gives_the_same(cupy, reconstruct):
     client = reconstruct(backend="native", gpu_device=0, num_chunks=0)
     assert error(client.pixels, reconstruct(backend="native").pixels) < 0.005

@@ -218,6 +218,15 @@ def test_orientation_that_changes_starts_the_slice_afresh(reconstruct, tmp_path)
         np.testing.assert_allclose(centre_of(frame.pixels), [32 + 50 / 4, 32 - 30 / 4], atol=0.05)
 
 
+@pytest.mark.parametrize("combination", ["adaptive", "rssq"])
+def test_a_gpu_gives_the_same(cupy, reconstruct, combination):
+    simulation = simulate(design(), still())
+    on_cpu, on_gpu = (
+        reconstruct(simulation, coil_combine=combination, gpu_device=device)[0][0].pixels for device in (-1, 0)
+    )
+    np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-4 * abs(on_cpu).max())
+
+
 @pytest.mark.parametrize(
     ("options", "slices"), [({"arms_per_frame": 1_000_000, "window_shift": 1}, 1), ({"fov_oversampling": 8.0}, 600)]
 )

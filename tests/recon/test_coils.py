@@ -176,7 +176,6 @@ def test_upsampling_keeps_empty_maps_and_refuses_fractions():
         coils.upsample_maps(np.zeros((8, 8), complex), (8, 8))
 
 
-@pytest.mark.gpu
 def test_gpu_does_the_same(cupy):
     from recon.arrays import to_host
 

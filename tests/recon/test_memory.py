@@ -74,6 +74,5 @@ def test_a_shortage_names_the_numbers():
     assert text.startswith("7 frames together need about 3.0 GiB of memory, and 0.5 GiB are there: choose")
 
 
-@pytest.mark.gpu
 def test_memory_of_a_gpu(cupy):
     assert MIB < memory.usable(0) < memory.free(0)

@@ -261,7 +261,6 @@ def test_gpu_number_beyond_the_last(monkeypatch):
         nufft._open_gpu(2)
 
 
-@pytest.mark.gpu
 def test_gpu_does_the_same(cupy):
     rng = np.random.default_rng(7)
     shape, coords = (128, 127), random_coords(rng, (128, 127), 8, 500)

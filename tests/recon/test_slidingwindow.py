@@ -98,7 +98,6 @@ def test_numbers_below_one_are_refused(plan, numbers):
         SlidingWindow(plan, *numbers)
 
 
-@pytest.mark.gpu
 def test_gpu_does_the_same(cupy, plan):
     from recon.arrays import to_host
 
