@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mrdhelper
-from recon import configuration, memory, spiral
+from recon import configuration, memory, noise, spiral
 from recon.configuration import SpiralConfig, parameter
 from recon.readouts import DataError, Readouts, data_scale, prepare_each, receive, repetition_time
 from solvers import backends as solvers
@@ -81,7 +81,8 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True)
 
     most = options.num_recon_frames * options.arms_per_frame
-    slices = receive(scan, connection, options.fov_oversampling, most)
+    messages = noise.prewhiten(connection, metadata, options.prewhiten, tell, warn, connection.dependency)
+    slices = receive(scan, messages, options.fov_oversampling, most)
     movies = prepare_each(lambda readouts: divide(readouts, solver, options), slices, warn)
     describe(movies, options, tell, warn)
     check_time(slices, metadata, warn)
