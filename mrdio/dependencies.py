@@ -22,7 +22,7 @@ from typing import Any
 import ismrmrd
 
 from constants import MessageId
-from mrdio.codec import MrdError, encode, read_messages
+from mrdio.codec import MrdError, StreamBroken, encode, read_messages
 from mrdio.limits import Limits, flag_of
 from mrdio.mrdheader import parse_header
 from mrdio.recordings import STREAM_SUFFIX, Recorder, remove_stream
@@ -117,14 +117,17 @@ class DependencyStore:
         Raises
         ------
         DependencyError
-            The header is not valid, or has no usable measurementID; or what comes breaks off, or cannot be written
-            whole: what was written until then stays in a stream that the text names, and an earlier measurement stays.
+            The header is not valid, or has no usable measurementID; or what comes cannot be read or written whole: what
+            was written until then stays in a stream that the text names, and an earlier measurement stays.
+        StreamBroken
+            What comes breaks off. The same holds.
         """
         if isinstance(header, str):
             raise DependencyError("without a valid MRD header there is no measurementID to keep a measurement under")
         measurement = checked_id(getattr(header.measurementInformation, "measurementID", None))
         xml = header.toXML("utf-8")
         failures: list[str] = []
+        kind: type[MrdError] = DependencyError
         try:
             recorder = Recorder(self._folder, f"{UNFINISHED}{measurement}", b"", self._limits, failures.append)
         except OSError as error:
@@ -142,6 +145,7 @@ class DependencyStore:
                 _write(recorder, MessageId.CLOSE)
         except MrdError as error:
             failures.append(str(error))
+            kind = StreamBroken if isinstance(error, StreamBroken) else kind
         finally:
             recorder.finish()
             if count == 0:
@@ -151,10 +155,10 @@ class DependencyStore:
                 part.replace(self._path(measurement))
             except OSError as error:
                 failures.append(f"{part} cannot be renamed: {error}")
-        self._tidy(but=part if failures else self._path(measurement))
+        self._tidy(newest=part if failures else self._path(measurement))
         if failures:
             kept = f"; the first {count} readouts, waveforms and images are in {part}" if count else ""
-            raise DependencyError(f"the measurement {measurement} is not kept: {failures[0]}{kept}")
+            raise kind(f"the measurement {measurement} is not kept: {failures[0]}{kept}")
         return measurement, count
 
     def load(self, measurement: str) -> Dependency:
@@ -185,8 +189,8 @@ class DependencyStore:
     def _path(self, measurement: str) -> Path:
         return self._folder / f"{measurement}{SUFFIX}"
 
-    def _tidy(self, but: Path | None = None) -> None:
-        """Remove measurements that are too old, then the oldest ones, until all but one are small enough together.
+    def _tidy(self, newest: Path | None = None) -> None:
+        """Remove measurements that are too old, and, where a new one has come, the oldest until there is room for it.
 
         Streams of sessions that broke off are removed likewise, and those that are being written are not.
         """
@@ -201,7 +205,8 @@ class DependencyStore:
         total = sum(size for _, size, _ in found)
         for written, size, path in sorted(found):
             too_old = time.time() - written > self._limits.dependency_age
-            if path == but or not (too_old or total > self._limits.dependencies):
+            too_much = newest is not None and total > self._limits.dependencies
+            if path == newest or not (too_old or too_much):
                 continue
             with contextlib.suppress(OSError):
                 if remove_stream(path):
