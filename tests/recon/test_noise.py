@@ -6,6 +6,7 @@ import pytest
 
 import rtspiral_bart_tvrecon
 import simplenufft1arm
+import spiral_xdgrasp_recon
 from conftest import make_acquisition, make_header, make_image, make_waveform
 from mrdio.dependencies import Dependency
 from recon import noise
@@ -15,6 +16,7 @@ from rtspiral_bart_tvrecon import TfdConfig
 from simplenufft1arm import ViewSharingConfig
 from simulation.spiralsimulation import sample_noise
 from spiral_sessions import Client, configure, small_scan
+from spiral_xdgrasp_recon import XdConfig
 
 COILS = 6
 RANDOM = np.random.default_rng(5)
@@ -200,13 +202,16 @@ def test_readouts_that_are_not_finite_stay_so(value):
 # ---- spiral images -------------------------------------------------------------------------------------------------
 
 
-def noisy(simulation, with_noise_scan):
-    """Items of a noiseless scan with correlated noise, most of it in one coil; a noise readout before, if wanted."""
-    random, coils = np.random.default_rng(8), simulation.scan.coils
-    mixing = np.diag([1, 1, 1, 12][:coils]) @ (np.eye(coils) + 0.5 * np.ones((coils, coils)))
-    mixing = 0.002 * sample_noise(simulation.trajectory) * mixing
-    if with_noise_scan:
-        yield noise_readout(20_000, mixing=mixing, dwell=1e6 * simulation.trajectory.dwell)
+def mixing_of(simulation, *levels, common=0.5):
+    """Root of the noise's covariance: levels of the coils, and what each gets of the others."""
+    return 0.002 * sample_noise(simulation.trajectory) * np.diag(levels) @ (np.eye(4) + common * np.ones((4, 4)))
+
+
+def noisy(simulation, mixing, noise_samples):
+    """Items of a noiseless scan with noise; a noise readout before, if wanted."""
+    random = np.random.default_rng(8)
+    if noise_samples:
+        yield noise_readout(noise_samples, mixing=mixing, dwell=1e6 * simulation.trajectory.dwell)
     for item in simulation.items():
         if isinstance(item, ismrmrd.Acquisition):
             item.data[:] += mixing @ white(random, *item.data.shape)
@@ -221,7 +226,9 @@ MODULES = {
         TfdConfig,
         {"arms_per_frame": 12, "num_chunks": 1, "num_iter": 30, "fov_oversampling": 1.0},
     ),
+    "xdgrasp": (spiral_xdgrasp_recon, XdConfig, {"arm_discard_pre": 0, "arm_discard_post": 0, "num_iter": 20}),
 }
+BINNING = {"n_respiratory_bins": 2, "n_cardiac_bins": 2}
 
 
 def object_error(images, simulation):
@@ -236,18 +243,38 @@ def object_error(images, simulation):
     return float(np.mean(errors))
 
 
+def reconstructed(name, simulation, folder, monkeypatch, mixing, noise_samples, mode="auto"):
+    """Error of a module's images, and what the client was told."""
+    module, cls, options = MODULES[name]
+    tables = {"binning": BINNING} if name == "xdgrasp" else {}
+    configure(monkeypatch, cls, folder, reconstruction=options | {"prewhiten": mode}, **tables)
+    client = Client(noisy(simulation, mixing, noise_samples))
+    module.process(client, "", simulation.header)
+    assert not any("left out" in text or "missing" in text for text in client.texts)
+    return object_error(client.pixels, simulation), "\n".join(client.texts)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_spiral_images_with_correlated_noise_become_better(tmp_path, monkeypatch, name):
-    module, cls, options = MODULES[name]
-    simulation = small_scan(tmp_path, readouts=72, noise=0, still=True, waveforms=False)
-    errors = {}
-    for case, with_noise_scan, mode in (("off", True, "off"), ("auto", True, "auto"), ("none", False, "auto")):
-        configure(monkeypatch, cls, tmp_path, reconstruction=options | {"prewhiten": mode})
-        client = Client(noisy(simulation, with_noise_scan))
-        module.process(client, "", simulation.header)
-        errors[case] = object_error(client.pixels, simulation)
-        assert any("readouts are whitened: 20000 noise samples" in text for text in client.texts) == (case == "auto")
-        assert not any("left out" in text or "missing" in text for text in client.texts)
-    print(name, errors)
-    assert errors["off"] == errors["none"]
-    assert errors["auto"] < errors["off"]
+    readouts = {"readouts": 300, "tr": 40e-3} if name == "xdgrasp" else {"readouts": 72, "waveforms": False}
+    simulation = small_scan(tmp_path, noise=0, still=True, **readouts)
+    scan = name, simulation, tmp_path, monkeypatch, mixing_of(simulation, 1, 1, 1, 12), 20_000
+    before, told = reconstructed(*scan, "off")
+    assert "whitened" not in told
+    error, told = reconstructed(*scan, "auto")
+    assert "readouts are whitened: 20000 noise samples of 4 coils of this scan" in told
+    print(name, before, error)
+    assert error < 0.8 * before
+
+
+@pytest.mark.parametrize("noise_samples", [noise.SAMPLES_PER_COIL * 4, 20_000])
+def test_spiral_images_with_equal_noise_stay_as_good(tmp_path, monkeypatch, noise_samples):
+    """Also with as few noise samples as are taken."""
+    simulation = small_scan(tmp_path, noise=0, still=True, readouts=72, waveforms=False)
+    scan = "adaptive", simulation, tmp_path, monkeypatch, mixing_of(simulation, 3, 3, 3, 3, common=0)
+    before, told = reconstructed(*scan, 0)
+    assert "whitened" not in told
+    error, told = reconstructed(*scan, noise_samples)
+    assert "are whitened" in told
+    print(noise_samples, before, error)
+    assert error < (1.01 if noise_samples > 1000 else 1.05) * before
