@@ -263,7 +263,6 @@ def test_spiral_images_with_correlated_noise_become_better(tmp_path, monkeypatch
     assert "whitened" not in told
     error, told = reconstructed(*scan, "auto")
     assert "readouts are whitened: 20000 noise samples of 4 coils of this scan" in told
-    print(name, before, error)
     assert error < 0.8 * before
 
 
@@ -276,5 +275,4 @@ def test_spiral_images_with_equal_noise_stay_as_good(tmp_path, monkeypatch, nois
     assert "whitened" not in told
     error, told = reconstructed(*scan, noise_samples)
     assert "are whitened" in told
-    print(noise_samples, before, error)
     assert error < (1.01 if noise_samples > 1000 else 1.05) * before
