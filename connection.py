@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import ismrmrd
 
 import constants
+import mrdhelper
 from constants import MessageId
 from mrdio.codec import (
     UNREADABLE,
@@ -26,6 +27,7 @@ from mrdio.codec import (
     read_content,
     read_identifier,
 )
+from mrdio.dependencies import Dependency
 from mrdio.limits import Limits, flag_of
 from mrdio.socketstream import Observer, SocketStream
 
@@ -51,6 +53,11 @@ class Keeper(Protocol):
 
 def _no_debugging(name: str, array: Any) -> None:
     """Do nothing: what ``connection.debug`` is when no arrays were asked for."""
+
+
+def _no_dependency(kind: str) -> Dependency | None:
+    """Find nothing: what ``connection.dependency`` is where there is no header that names anything."""
+    return None
 
 
 class Connection:
@@ -82,6 +89,12 @@ class Connection:
     debug : callable
         ``connection.debug("name", array)`` writes an array for the developer of a module, if the server was started
         with ``--debug-folder``; else it does nothing.
+    dependency : callable
+        ``connection.dependency("Noise")`` returns the measurement of a kind (`mrdio.dependencies.Dependency`) that the
+        header says the scan depends on; None where the header names none. None as well where it has not been kept: the
+        client is told why, and all images that follow are marked.
+    missing_dependencies : dict
+        Of the kinds that were not there, the reason; what images are marked with.
     """
 
     def __init__(self, sock: socket.socket, limits: Limits | None = None) -> None:
@@ -100,6 +113,8 @@ class Connection:
         self.savedataFolder = ""
         self.mrdFilePath = ""
         self.debug: Callable[[str, Any], None] = _no_debugging
+        self.dependency: Callable[[str], Dependency | None] = _no_dependency
+        self.missing_dependencies: dict[str, str] = {}
         self.recvAcqs = self.recvImages = self.recvWaveforms = 0
         self.sentAcqs = self.sentImages = self.sentWaveforms = 0
         self.keeper: Keeper | None = None
@@ -285,6 +300,8 @@ class Connection:
                     raise LimitReached(
                         f"the session has sent {self.sentImages} images, its limit ({flag_of('images')})"
                     )
+                if self.missing_dependencies:
+                    _mark(image, self.missing_dependencies)
                 self._send(MessageId.ISMRMRD_IMAGE, image)
                 self.sentImages += 1
                 self.keeper = None
@@ -382,3 +399,16 @@ class Connection:
         self.abort()  # wakes a module's thread that still waits here
         self.is_exhausted = True
         self._socket.close()
+
+
+def _mark(image: ismrmrd.Image, missing: dict[str, str]) -> None:
+    """Note in the attributes of an image, once, which measurements were missing when it was made."""
+    for kind, reason in missing.items():
+        if kind not in mrdhelper.meta_values(image.meta, "MissingDependency"):
+            mrdhelper.append_to_meta(image.meta, "MissingDependency", kind)
+            mrdhelper.append_to_meta(image.meta, _comment_key(image.meta), f"made without {kind}: {reason}")
+
+
+def _comment_key(meta: ismrmrd.Meta) -> str:
+    """Attribute that holds an image's comments: the one that is there, as only one of the two becomes DICOM's."""
+    return "ImageComment" if meta.get("ImageComment") and not meta.get("ImageComments") else "ImageComments"

@@ -15,7 +15,7 @@ from server import Server, ServerOptions
 from serving.metrics import Metrics, MetricsError
 from serving.module_loader import ModuleError
 from serving.processes import leave
-from serving.session import SessionOptions
+from serving.session import DEPENDENCIES, SessionOptions
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("-s", "--savedata", action="store_true", help="save what clients send")
     add("-S", "--savedataFolder", type=Path, default=Path(DEFAULT_FOLDER), metavar="FOLDER",
         help="where to save what clients send")  # fmt: skip
+    add("--dependencyFolder", type=Path, metavar="FOLDER",
+        help="where to keep measurements that later scans depend on, sent with the config savedep (default: "
+        f"{DEPENDENCIES}, beside the folder of what is saved)")  # fmt: skip
     add("--convertLater", action="store_true",
         help="leave what is saved as ISMRMRD streams, which `python recorder.py FOLDER` turns into .h5")  # fmt: skip
     add("-m", "--multiprocessing", action="store_true", help="give each connection a process instead of a thread")
@@ -112,6 +115,7 @@ def main() -> int:
             save_folder=arguments.savedataFolder,
             convert=not arguments.convertLater,
             limits=read_limits(arguments),
+            dependency_folder=arguments.dependencyFolder,
             debug_folder=arguments.debugFolder,
             fallback_memory=SessionOptions.fallback_memory if arguments.fallback else 0,
         ),

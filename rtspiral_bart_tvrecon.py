@@ -22,7 +22,7 @@ import numpy as np
 
 import mrdhelper
 from connection import Connection
-from recon import configuration, spiral
+from recon import configuration, noise, spiral
 from recon.configuration import SpiralConfig, parameter
 from recon.readouts import Readouts, data_scale, receive, repetition_time
 from solvers import backends, movies
@@ -72,7 +72,11 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     solver = backends.open_solver(options, connection.send_text, connection.info)
     scan = spiral.SpiralScan(settings, metadata, connection.warn, keep_waveforms=True)
 
-    slices = receive(scan, connection, options.fov_oversampling, options.num_recon_frames * options.arms_per_frame)
+    most = options.num_recon_frames * options.arms_per_frame
+    messages = noise.prewhiten(
+        connection, metadata, options.prewhiten, connection.info, connection.warn, connection.dependency
+    )
+    slices = receive(scan, messages, options.fov_oversampling, most)
     series = movies.divide(
         slices, solver, arms=options.arms_per_frame, frames=options.num_recon_frames, chunks=options.num_chunks,
         tell=connection.info, warn=connection.warn,

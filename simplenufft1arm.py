@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import coils
 import mrdhelper
 from connection import Connection
-from recon import arrays, configuration, memory, nufft, spiral
+from recon import arrays, configuration, memory, noise, nufft, spiral
 from recon.configuration import SpiralConfig, SpiralReconstruction, parameter
 from recon.pipeline import threaded
 from recon.slidingwindow import SlidingWindow
@@ -95,7 +95,9 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     nufft.open_backend(settings.reconstruction.gpu_device)
     scan = spiral.SpiralScan(settings, metadata, connection.warn)
 
-    readouts = threaded(scan.readouts(connection), WAITING_BYTES, "receiving", weight=lambda each: each.samples.nbytes)
+    prewhiten = settings.reconstruction.prewhiten
+    messages = noise.prewhiten(connection, metadata, prewhiten, connection.info, connection.warn, connection.dependency)
+    readouts = threaded(scan.readouts(messages), WAITING_BYTES, "receiving", weight=lambda each: each.samples.nbytes)
     frames = threaded(reconstruct(readouts, scan, settings.reconstruction), FRAMES_WAITING, "reconstructing")
     to_pixels = as_complex if settings.reconstruction.save_complex else mrdhelper.SeriesScale(metadata, connection.warn)
     index = 0

@@ -26,7 +26,7 @@ from scipy.signal.windows import tukey
 
 import mrdhelper
 from connection import Connection
-from recon import configuration, memory, physio, spiral
+from recon import configuration, memory, noise, physio, spiral
 from recon.configuration import SpiralConfig, parameter
 from recon.readouts import Readouts, prepare_each, receive, repetition_time
 from solvers import backends as solvers
@@ -98,7 +98,9 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     solver = solvers.open_solver(settings.reconstruction, connection.send_text, tell)
     scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True)
 
-    slices = receive(scan, connection, settings.reconstruction.fov_oversampling)
+    prewhiten = settings.reconstruction.prewhiten
+    messages = noise.prewhiten(connection, metadata, prewhiten, tell, warn, connection.dependency)
+    slices = receive(scan, messages, settings.reconstruction.fov_oversampling)
     tr = repetition_time(metadata)
     hearts = prepare_each(lambda one: (one, sort(one, scan.waveforms, settings, tr, warn)), slices, warn)
     check_memory([bins for _, bins in hearts], scan.matrix)

@@ -63,6 +63,10 @@ class Limits:
         Memory of one session in a process of its own [bytes]; 0: no limit but that of the server.
     disk : int
         What saving leaves free on the disk [bytes].
+    dependency_age : float
+        How long a measurement that later scans depend on is kept [s].
+    dependencies : int
+        How much is kept of such measurements [bytes].
     """
 
     data: int = _size(4096, "maxMessage", "a readout, waveform or image", "a volume of 1024³ with 32-bit pixels")
@@ -115,6 +119,14 @@ class Limits:
     disk: int = _size(
         1024, "minDisk", "what saving leaves free on the disk",
         "logs and other programs need room; a conversion that would take it is not made, and the stream stays", low=0,
+    )  # fmt: skip
+    dependency_age: float = _time(
+        30 * 86400, "dependencyAge", "age of a measurement that scans depend on",
+        "30 days; such measurements are of the same examination, and scans are reconstructed again later",
+    )  # fmt: skip
+    dependencies: int = _size(
+        10240, "maxDependencies", "all measurements that scans depend on together; the newest stays anyway",
+        "thousands of noise measurements of some MB",
     )  # fmt: skip
 
 

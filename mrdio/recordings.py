@@ -313,6 +313,24 @@ def _create_claimed(folder: Path, stem: str) -> tuple[BinaryIO, io.FileIO]:
         file.close()
 
 
+def remove_stream(path: Path) -> bool:
+    """Remove a stream; returns False where it is left alone, since somebody writes or converts it, or it is gone.
+
+    Raises
+    ------
+    OSError
+        If it cannot be removed.
+    """
+    claim = _claim(path)
+    if claim is None:
+        return False
+    try:
+        path.unlink()
+    finally:
+        _release(claim)
+    return True
+
+
 # ---- conversion ----------------------------------------------------------------------------------------------------
 
 

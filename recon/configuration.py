@@ -292,6 +292,11 @@ class SpiralReconstruction:
     girf_file: Path | None = parameter(  # noqa: RUF009 - parameter returns a dataclasses.field
         None, "MATLAB file with the gradient impulse response; empty: the one girf*.mat beside the server's code."
     )
+    prewhiten: str = parameter(
+        "auto",
+        "auto: whiten readouts (equal, uncorrelated noise of all coils) where the noise is known; off: leave them.",
+        choices=("auto", "off"),
+    )
     gpu_device: int = parameter(-1, "Number of the GPU that computes; -1 computes on the CPU.", minimum=-1)
     fov_oversampling: float = parameter(
         1.0, "Reconstructed field of view over the designed one.", minimum=0.5, maximum=8

@@ -16,6 +16,7 @@ from typing import Any
 from connection import Connection
 from constants import MRD_LOGGING_ERROR, MRD_LOGGING_WARNING, MessageId
 from mrdio.codec import Message, MrdError, StreamBroken
+from mrdio.dependencies import CONFIGS, DependencyLookup, DependencyStore
 from mrdio.jsonparameters import is_json, parse_parameters
 from mrdio.limits import MIB, Limits
 from mrdio.logs import current_session, enter_session, log_summary
@@ -29,6 +30,7 @@ from serving.summary import LONGEST_WORD, Outcome, SessionSummary
 logger = logging.getLogger(__name__)
 
 SAVE_ONLY = "savedataonly"
+DEPENDENCIES = "dependencies"  # name of the folder
 
 # A config may be a long text for the module; a name of one is looked for in its beginning [characters].
 LONGEST_NAME = 1000
@@ -57,6 +59,8 @@ class SessionOptions:
         Whether a recording becomes an MRD file when its session ends; else it stays the stream that it is.
     limits : Limits
         What a session may use.
+    dependency_folder : Path or None
+        Where measurements are kept that later scans depend on; None: `DEPENDENCIES` beside `save_folder`.
     debug_folder : Path or None
         Where modules' intermediate arrays are written, if anywhere.
     fallback_memory : int
@@ -69,8 +73,15 @@ class SessionOptions:
     save_folder: Path = Path(DEFAULT_FOLDER)
     convert: bool = True
     limits: Limits = field(default_factory=Limits)
+    dependency_folder: Path | None = None
     debug_folder: Path | None = None
     fallback_memory: int = 128 * MIB
+
+    @property
+    def dependencies(self) -> DependencyStore:
+        """Measurements that scans depend on."""
+        beside = self.save_folder.absolute().parent / DEPENDENCIES
+        return DependencyStore(self.dependency_folder or beside, self.limits)
 
 
 class ConfigurationRefused(MrdError, ValueError):
@@ -234,6 +245,7 @@ class Session:
             return
         connection.limit_receiving(math.inf)
         self._metadata = metadata
+        connection.dependency = DependencyLookup(self._options.dependencies, metadata, self._tell_missing)
         if self._options.fallback_memory:
             connection.keeper = fallback.Kept(self._options.fallback_memory)
         self._prepare(config.content, metadata)
@@ -241,7 +253,7 @@ class Session:
         name = _requested_module(config.content, parameters)
         self.summary.config = name[:LONGEST_WORD]
         process = self._process = self._choose(name)
-        if process is discard:
+        if process in (discard, self._keep_dependency):
             connection.keeper = None  # no images are expected
         if self._recorder is None:
             if self._module == SAVE_ONLY:
@@ -323,7 +335,17 @@ class Session:
 
     def _find(self, name: str) -> Process | None:
         self._module = repr(name[:100]).strip("'")  # for log lines, which a name must not be able to forge
+        if name in CONFIGS:
+            return self._keep_dependency
         return BUILT_IN.get(name) or self._loader.load(name)
+
+    def _keep_dependency(self, connection: Connection, config: Any, metadata: Any) -> None:
+        """Keep what comes for scans that depend on it, and send no image: the built-in module ``savedep``."""
+        measurement, count = self._options.dependencies.keep(connection, metadata)
+        if count:
+            connection.info(f"{count} readouts, waveforms and images are kept as the measurement {measurement}")
+        else:
+            connection.warn(f"nothing came of the measurement {measurement}: nothing is kept")
 
     # ---- recording and ending --------------------------------------------------------------------------------------
 
@@ -348,6 +370,11 @@ class Session:
         connection.observe(self._recorder)
         connection.savedata = True
         connection.mrdFilePath = str(self._recorder.stream_path)
+
+    def _tell_missing(self, kind: str, reason: str) -> None:
+        """Tell the client, and mark the images, when what the scan depends on is not there."""
+        self._connection.missing_dependencies[kind] = reason
+        self._connection.warn(f"the scan depends on a measurement ({kind}) that is missing: {reason}")
 
     def _tell(self, level: str, text: str) -> None:
         """Send a log line to the client if it can still be reached."""

@@ -64,7 +64,7 @@ class Noise:
     dwell
         Time from sample to sample of noise readouts [us]; None: that of the imaging readouts.
     bandwidth
-        The header's relativeReceiverNoiseBandwidth: the variance of noise readouts is larger by 1 / bandwidth than
+        The header's relativeReceiverNoiseBandwidth: the variance of noise readouts is smaller by this factor than
         that of imaging readouts of the same dwell time. None: 1, and the header does not say.
     dependency
         The noise measurement is a scan of its own, which the header names.

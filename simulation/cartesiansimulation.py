@@ -284,7 +284,7 @@ def _noise_source(scan: Scan, seed: list[int] | int) -> _NoiseSource:
 def _noise_readouts(scan: Scan, source: _NoiseSource) -> Iterator[ismrmrd.Acquisition]:
     model = scan.noise_model
     dwell = scan.dwell if model.dwell is None else model.dwell
-    scale = np.sqrt(scan.dwell / dwell / (model.bandwidth or 1.0))
+    scale = np.sqrt(scan.dwell / dwell * (model.bandwidth or 1.0))
     for number in range(model.readouts):
         readout = _readout(scan, source.samples(scan.samples, scale), number + 1, number * REPETITION_TIME)
         readout.sample_time_us = dwell

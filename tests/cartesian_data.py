@@ -17,6 +17,9 @@ class FakeConnection:
     def __iter__(self):
         return iter(self.items)
 
+    def dependency(self, kind):
+        return None
+
     def send_image(self, image):
         self.images += [each for each in (image if isinstance(image, list) else [image]) if each is not None]
 

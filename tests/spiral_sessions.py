@@ -65,6 +65,9 @@ class Client:
     def send_image(self, image):
         self.images.append(image)
 
+    def dependency(self, kind):
+        return None
+
     def send_waveform(self, waveform):
         self.waveforms.append(waveform)
 

@@ -20,7 +20,7 @@ def run(code):
 
 
 def test_smallest_module():
-    smallest, _, testing, _ = code_blocks("modules.md")
+    smallest, _, _, testing, _ = code_blocks("modules.md")
     recording = run(testing)["Recording"]([make_acquisition(1), make_acquisition(2)])
     run(smallest)["process"](recording, {"parameters": {"scale": 2}}, make_header())
     images = recording.sent
@@ -29,7 +29,7 @@ def test_smallest_module():
 
 
 def test_pipeline_of_a_module():
-    _, pipeline, testing, _ = code_blocks("modules.md")
+    _, pipeline, _, testing, _ = code_blocks("modules.md")
     names = run(pipeline)
     names["reconstruct"] = lambda items: (ismrmrd.Image.from_array(np.abs(item.data)) for item in items)
     recording = run(testing)["Recording"]([make_acquisition(1), make_acquisition(2)])
@@ -37,14 +37,26 @@ def test_pipeline_of_a_module():
     assert len(recording.sent) == 2
 
 
+def test_whitening_of_a_module():
+    _, _, whitening, testing, _ = code_blocks("modules.md")
+    names = run(whitening)
+    names["reconstruct"] = lambda items: (ismrmrd.Image.from_array(np.abs(item.data)) for item in items)
+    noise = make_acquisition(0, samples=100)
+    noise.setFlag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+    recording = run(testing)["Recording"]([noise, make_acquisition(1)])
+    names["process"](recording, "", make_header())
+    (image,) = recording.sent
+    assert not np.allclose(image.data, np.abs(make_acquisition(1).data), rtol=0.1)
+
+
 def test_fallback_of_a_module():
-    made = list(run(code_blocks("modules.md")[3])["fallback"]([make_acquisition(1), make_waveform(1)], make_header()))
+    made = list(run(code_blocks("modules.md")[4])["fallback"]([make_acquisition(1), make_waveform(1)], make_header()))
     expected = np.linalg.norm(np.fft.ifft(make_acquisition(1).data), axis=0)
     np.testing.assert_allclose(made[0].data[0, 0, 0], expected, rtol=1e-6)
 
 
 def test_testing_without_a_server(capsys):
-    run(code_blocks("modules.md")[2])
+    run(code_blocks("modules.md")[3])
     assert capsys.readouterr().out == "(1, 1, 64, 64)\n"
 
 

@@ -344,7 +344,7 @@ def test_noise_has_its_covariance_at_the_bandwidth_of_its_readouts():
     assert flagged == readouts[:40]
     assert {r.sample_time_us for r in flagged} == {8.0}
     noise = covariance(np.concatenate([r.data for r in flagged], axis=1))
-    assert np.linalg.norm(noise * 4 * 0.8 - expected) < 0.04 * np.linalg.norm(expected)
+    assert np.linalg.norm(noise * 4 / 0.8 - expected) < 0.04 * np.linalg.norm(expected)
     assert header(scan).acquisitionSystemInformation.relativeReceiverNoiseBandwidth == 0.8
     clean = list(acquisitions(Scan(**size, noise=0.0, dwell=2.0)))
     difference = [r.data - exact.data for r, exact in zip(readouts[40:], clean, strict=True)]
