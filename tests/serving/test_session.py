@@ -464,9 +464,8 @@ def summaries(server, tmp_path):
     def start(**options):
         for name, source in (("failing", FAILING), ("images", IMAGES), ("waiting", WAITING)):
             write_module(tmp_path, name, source)
-        running, ended = server(module_folders=(tmp_path,), **options), []
-        running.server._ended = running.server._door._ended = ended.append
-        return running, ended
+        ended = []
+        return server(module_folders=(tmp_path,), ended=ended.append, **options), ended
 
     return start
 
