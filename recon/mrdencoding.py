@@ -65,6 +65,13 @@ def calibration_mode(metadata: Any, encoding_space_ref: int) -> str | None:
     return getattr(mode, "value", mode)
 
 
+def acceleration_factors(encoding: Any) -> tuple[int, int]:
+    """Acceleration along rows and partitions that the header states; 1 where it does not say."""
+    factor = getattr(getattr(encoding, "parallelImaging", None), "accelerationFactor", None)
+    first, second = (getattr(factor, f"kspace_encoding_step_{step}", 1) or 1 for step in (1, 2))
+    return max(first, 1), max(second, 1)
+
+
 def is_mirrored(metadata: Any) -> bool:
     """True if k-space has the scanner's sign, so that the image needs a mirrored transform.
 

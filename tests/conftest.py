@@ -252,10 +252,9 @@ StartServer = Callable[..., RunningServer]
 def server(tmp_path: Path, no_leaks: None) -> Iterator[StartServer]:
     """Start a server: ``server(module_folders=(folder,), save_data=True, server_options={"grace": 0.1})``.
 
-    Keywords are those of `SessionOptions`, ``timeout``, which goes into its limits, and ``ended`` as for `Server`. Recordings go to
-    ``tmp_path / "saved"`` and the default config is ``null``
-    unless they say otherwise. At the end each server is stopped and joined, and neither a thread, nor a socket, nor an
-    unfinished recording may be left.
+    Keywords are those of `SessionOptions`, ``timeout``, which goes into its limits, and ``ended`` as for `Server`.
+    Recordings go to ``tmp_path / "saved"`` and the default config is ``null`` unless they say otherwise. At the end
+    each server is stopped and joined, and neither a thread, nor a socket, nor an unfinished recording may be left.
     """
     running: list[RunningServer] = []
     folders = {tmp_path}

