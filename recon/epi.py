@@ -266,15 +266,15 @@ class _Corrector:
         navigators = self._navigators.pop(place, None)
         if navigators:
             yield from self.flush()
-            self._estimate(place, navigators)
+            self._estimate(place, navigators, pixels)
         if place in self._phases:
             yield line.finish(self._phases[place])
             return
         self._key, self._pixels = key, pixels
         self._waiting.append(line)
 
-    def _estimate(self, place: Any, navigators: list[EchoLine]) -> None:
-        phase = navigator_phase(navigators, self._mode)
+    def _estimate(self, place: Any, navigators: list[EchoLine], pixels: int) -> None:
+        phase = navigator_phase(navigators, self._mode, pixels)
         if phase is not None:
             self._phases[place] = phase
             slope = (phase[:, -1] - phase[:, 0]).mean() * phase.shape[1] / max(phase.shape[1] - 1, 1)

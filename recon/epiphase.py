@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 CLEAR = 0.8  # coherence from which a coil's own fit is taken
-USABLE = 0.5  # coherence below which a fit means nothing: that of noise reaches 0.45 for 32 pixels
+USABLE = 0.65  # coherence below which a fit means nothing: that of noise reaches 0.6 for 32 pixels, 0.35 for 160
 FEWEST_LINES = 8  # of each direction, from which entropy tells the ghost from the object
 LARGEST_SHIFT = 4.0  # of the lines of one direction against the other that entropy looks for [k-space samples]
 
@@ -32,7 +32,7 @@ class EchoLine(NamedTuple):
     data: NDArray[Any]
 
 
-def navigator_phase(navigators: Sequence[EchoLine], mode: str) -> NDArray[np.float64] | None:
+def navigator_phase(navigators: Sequence[EchoLine], mode: str, pixels: int) -> NDArray[np.float64] | None:
     """Phase of the reversed lines over the forward ones, from navigators.
 
     Each navigator between two of the other direction is compared with the sum of these two, in which the phase that
@@ -44,12 +44,15 @@ def navigator_phase(navigators: Sequence[EchoLine], mode: str) -> NDArray[np.flo
     navigators
         In the order of acquisition.
     mode
-        "joint": one line for all coils; "coil": one for each; "auto": one for each coil whose navigators are clear, the
-        joint one for the others, in which noise would decide.
+        "joint": one line for all coils, from those whose navigators are clear, if any; "coil": one for each; "auto": one
+        for each coil whose navigators are clear, the joint one for the others, in which noise would decide.
+    pixels
+        Middle pixels of the lines to look at, those of the final image: beyond them regridding amplifies noise.
 
     Returns
     -------
-    Phase [coil, pixel] [rad]; None when there are no navigators of both directions, or no signal in them.
+    Phase [coil, pixel] [rad] of all pixels of the lines; None when there are no navigators of both directions, or no
+    signal in them.
     """
     triples = [
         _product(middle, before.data + after.data)
@@ -64,16 +67,25 @@ def navigator_phase(navigators: Sequence[EchoLine], mode: str) -> NDArray[np.flo
     if not pairs:
         return None
     products = np.sum(triples or pairs, axis=0)
-    joint, coherence = fit_line(products.sum(axis=0))
-    if coherence < USABLE:
+    size = products.shape[1]
+    products = products[:, _middle(size, pixels)]
+    x = np.arange(size) - size // 2
+    own = [fit_line(product) for product in products]
+    clear = np.array([coherence >= CLEAR for _, _, coherence in own])
+    joint = fit_line(products[clear if clear.any() else slice(None)].sum(axis=0))
+    if joint[2] < USABLE:
         return None
-    phase = np.tile(joint, (len(products), 1))
-    if mode != "joint":
-        for coil, product in enumerate(products):
-            own, coherence = fit_line(product)
-            if mode == "coil" or coherence >= CLEAR:
-                phase[coil] = own
-    return phase
+    lines = [
+        line if mode == "coil" or (mode == "auto" and distinct) else joint
+        for line, distinct in zip(own, clear, strict=True)
+    ]
+    return np.stack([constant + slope * x for constant, slope, _ in lines])
+
+
+def _middle(size: int, pixels: int) -> slice:
+    """The middle `pixels` of an axis, x = 0 at index N // 2 of either."""
+    kept = min(pixels, size)
+    return slice(size // 2 - kept // 2, size // 2 - kept // 2 + kept)
 
 
 def _product(line: EchoLine, others: NDArray[Any]) -> NDArray[np.complex128]:
@@ -82,7 +94,7 @@ def _product(line: EchoLine, others: NDArray[Any]) -> NDArray[np.complex128]:
     return product.conj() if line.reverse else product
 
 
-def fit_line(product: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
+def fit_line(product: NDArray[Any]) -> tuple[float, float, float]:
     """Fit constant + slope * x to the phase of complex numbers, weighted by their magnitude; wraps do no harm.
 
     Parameters
@@ -92,8 +104,8 @@ def fit_line(product: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
 
     Returns
     -------
-    phase : [pixel]
-        The line [rad].
+    constant, slope : float
+        The line [rad], [rad / pixel].
     coherence : float
         Magnitude of the sum without this phase, over the sum of magnitudes: 1 for a perfect fit, 0 without signal.
     """
@@ -105,12 +117,12 @@ def fit_line(product: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
 
     total = np.abs(product).sum()
     if not total > 0:
-        return np.zeros(size), 0.0
+        return 0.0, 0.0, 0.0
     spectrum = np.abs(np.fft.fft(product, 4 * size))
     best, step = 2 * np.pi * np.fft.fftfreq(4 * size)[spectrum.argmax()], 2 * np.pi / (4 * size)
     slope = optimize.minimize_scalar(missed, bounds=(best - step, best + step), method="bounded").x
     constant = np.angle(np.sum(product * np.exp(-1j * slope * x)))
-    return constant + slope * x, -missed(slope) / total
+    return float(constant), float(slope), -missed(slope) / total
 
 
 def entropy_phase(lines: Sequence[EchoLine], pixels: int) -> NDArray[np.float64] | None:
@@ -137,8 +149,7 @@ def entropy_phase(lines: Sequence[EchoLine], pixels: int) -> NDArray[np.float64]
     first = min(line.row for line in lines)
     step = int(np.gcd.reduce([line.row - first for line in lines])) or 1
     size = lines[0].data.shape[1]
-    start = size // 2 - min(pixels, size) // 2
-    kept = slice(start, start + min(pixels, size))
+    kept = _middle(size, pixels)
     kspace = np.zeros(
         (2, (max(line.row for line in lines) - first) // step + 1, *lines[0].data[:, kept].shape), complex
     )

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import coils
 from recon.fourier import centred_fft, centred_ifft
 
 logger = logging.getLogger(__name__)
@@ -43,11 +42,10 @@ def pocs(
 ) -> NDArray[np.complex64]:
     """Fill what was left out on one side of k-space.
 
-    The phase of the image is taken from the part that lies symmetrically about the echo's peak, Hann-windowed. So are
-    the relations of the coils, which all share one positive image m: coil image = S m with S = L / |L|, L [coil] the
-    image of that part. In turn the images are replaced by the nearest ones of this kind, m = max(Re(S^H images), 0),
-    and k-space by what was measured, with a smooth transition. Points without a measured counterpart on the other side
-    of the peak stay zero: nothing tells their phase.
+    The phase of each coil's image is taken from the part that lies symmetrically about the echo's peak, Hann-windowed.
+    In turn the image is replaced by the nearest one that has this phase, and k-space by what was measured, with a
+    smooth transition. Points without a measured counterpart on the other side of the peak stay zero: nothing tells
+    their phase. Coils are worked on one by one: this holds where the object is larger than the field of view, too.
 
     Parameters
     ----------
@@ -90,10 +88,7 @@ def pocs(
     if not partial:
         return kspace
 
-    others = [axis for axis in (1, 2, 3) if axis not in [each[0] for each in partial]]
-    measured = _transform(centred_ifft, kspace, others)  # axes that are complete need only be transformed once
-    axes = [axis for axis, *_ in partial]
-    weight = window = fillable = np.ones((1, 1, 1, 1), np.float32)
+    weight = window = fillable = np.ones((1, 1, 1), np.float32)
     for axis, begin, end, peak, beyond in partial:
         index = np.arange(kspace.shape[axis])
         acquired = (index >= begin) & (index < end)
@@ -101,20 +96,31 @@ def pocs(
         weight = weight * _along(axis, _edges(acquired, min(TRANSITION, beyond // 2)))
         window = window * _along(axis, np.where(np.abs(index - peak) <= beyond, _hann(index - peak, beyond), 0))
         fillable = fillable * _along(axis, acquired | mirrored)
+    axes = [axis - 1 for axis, *_ in partial]
+    return np.stack([_fill(each, axes, weight, window, fillable) for each in kspace])
 
+
+def _fill(
+    kspace: NDArray[np.complex64],
+    axes: Sequence[int],
+    weight: NDArray[np.float32],
+    window: NDArray[np.float32],
+    fillable: NDArray[np.float32],
+) -> NDArray[np.complex64]:
+    """Fill the k-space [partition, row, sample] of one coil along some axes."""
+    others = [axis for axis in range(3) if axis not in axes]
+    measured = _transform(centred_ifft, kspace, others)  # axes that are complete need only be transformed once
     low = _transform(centred_ifft, measured * window, axes)
-    sensitivity = low / np.maximum(coils.rssq(low), np.finfo(np.float32).tiny)
+    phase = low / np.maximum(np.abs(low), np.finfo(np.float32).tiny)
     filled = measured
     for _ in range(ITERATIONS):
-        images = _transform(centred_ifft, filled, axes)
-        image = np.maximum(coils.combine(images, sensitivity).real, 0)
-        estimate = _transform(centred_fft, sensitivity * image, axes)
+        magnitude = np.maximum((phase.conj() * _transform(centred_ifft, filled, axes)).real, 0)
+        estimate = _transform(centred_fft, phase * magnitude, axes)
         new = weight * measured + (fillable - weight) * estimate
-        change = np.linalg.norm(new - filled) / max(np.linalg.norm(new), np.finfo(np.float32).tiny)
+        change = np.linalg.norm(new - filled)
         filled = new
-        if change < CHANGE:
+        if change <= CHANGE * np.linalg.norm(new):
             break
-    logger.debug("partial Fourier: the last change was %.2g", change)
     return _transform(centred_fft, filled, others).astype(np.complex64)
 
 
@@ -130,8 +136,8 @@ def _peak(kspace: NDArray[Any], axis: int) -> int:
 
 
 def _along(axis: int, values: NDArray[Any]) -> NDArray[np.float32]:
-    """Values of one axis of [coil, partition, row, sample]."""
-    return values.astype(np.float32).reshape([-1 if axis == each else 1 for each in range(4)])
+    """Values of one axis of [coil, partition, row, sample], as [partition, row, sample]."""
+    return values.astype(np.float32).reshape([-1 if axis == each else 1 for each in (1, 2, 3)])
 
 
 def _hann(position: NDArray[np.int64], last: int) -> NDArray[np.float64]:
