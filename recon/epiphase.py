@@ -44,8 +44,8 @@ def navigator_phase(navigators: Sequence[EchoLine], mode: str, pixels: int) -> N
     navigators
         In the order of acquisition.
     mode
-        "joint": one line for all coils, from those whose navigators are clear, if any; "coil": one for each; "auto": one
-        for each coil whose navigators are clear, the joint one for the others, in which noise would decide.
+        "joint": one line for all coils, from those whose navigators are clear, if any; "coil": one for each; "auto":
+        one for each coil whose navigators are clear, the joint one for the others, in which noise would decide.
     pixels
         Middle pixels of the lines to look at, those of the final image: beyond them regridding amplifies noise.
 
