@@ -1,4 +1,4 @@
-"""Coil maps from calibration lines by ESPIRiT: one value for each coil and pixel, or two where the object overlaps itself.
+"""Coil maps from calibration lines by ESPIRiT: one set, or two for an object that overlaps itself.
 
 Blocks of neighbouring samples of all coils lie in a space of few dimensions. In each pixel the vector of coil
 sensitivities is the one whose blocks lie in that space: an eigenvector with eigenvalue 1. Where the object is larger
@@ -21,8 +21,8 @@ from recon.grappa import CalibrationError
 
 KERNEL, KERNEL_3D = 6, 4  # edge of a block of samples
 COLUMNS = 24  # samples along the readout, at least, that are looked at
-SIGNAL = 0.02  # singular values of blocks below this part of the largest are noise
-CROP = 0.9  # eigenvalues below belong to no coil sensitivity
+SIGNAL = 0.03  # singular values of blocks below this part of the largest are noise
+CROP = 0.95  # eigenvalues below belong to no coil sensitivity
 MAX_COILS = 12  # combinations that the maps are made for, and expanded to all coils
 CHUNK = 2**22  # complex numbers worked on at once
 
@@ -55,18 +55,19 @@ def coil_maps(
     energy = np.vdot(calibration, calibration).real
     if not (np.isfinite(energy) and energy > 0):
         raise CalibrationError("the calibration lines are zero or not finite, or there are none")
-    edges = [1 if lines[0] == 1 else KERNEL_3D, KERNEL if lines[0] == 1 else KERNEL_3D]
-    edges.append(edges[1])
+    edge = KERNEL if lines[0] == 1 else KERNEL_3D
+    edges = [1 if lines[0] == 1 else edge, edge, edge]
     columns = min(samples, max(*lines, COLUMNS))
-    if min(*(n - 2 * edge + 1 for n, edge in zip((*lines, columns), edges, strict=True) if edge > 1)) < 0:
+    needed = [1 if edge == 1 else 2 * edge - 1 for edge in edges]  # as many places for a block as samples in it
+    if any(n < least for n, least in zip((*lines, columns), needed, strict=True)):
         raise CalibrationError(
-            f"the calibration has {lines[0]} x {lines[1]} lines (partitions x rows) of {samples} samples; coil maps need "
-            f"at least {' x '.join(str(2 * edge - (edge > 1)) for edge in edges)}"
+            f"the calibration has {lines[0]} x {lines[1]} lines (partitions x rows) of {samples} samples: coil maps "
+            f"need at least {needed[0]} x {needed[1]} of {needed[2]}"
         )
     start = samples // 2 - columns // 2
     block = calibration[..., start : start + columns]
     block = (block / np.sqrt(energy / block.size)).astype(np.complex64)
-    mixing, _ = compression(block.reshape(1, coils, -1).transpose(0, 1, 2)[np.newaxis], np.ones((1, 1)))
+    mixing, _ = compression(block.reshape(1, 1, coils, -1), np.ones((1, 1)))
     mixing = mixing[:MAX_COILS] if coils > MAX_COILS else np.eye(coils, dtype=np.complex64)
     return _eigenvectors(_lags(np.tensordot(mixing, block, axes=1), edges), shape, sets, mixing)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -106,9 +107,10 @@ def acquired_region(sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def calibration_block(sampled: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Return the largest block (partitions, rows) of neighbouring lines round the centre of k-space that is filled.
+    """Return the largest block (partitions, rows) of neighbouring lines round the centre of k-space, for calibration.
 
-    The block grows from the centre by whichever side is filled. It is empty when the centre itself was not acquired.
+    It grows from the centre N // 2 by one line on a side in turn, as long as all are acquired. It is empty when the
+    centre itself was not.
     """
     low, high = [n // 2 for n in sampled.shape], [n // 2 + 1 for n in sampled.shape]
     if not sampled[low[0], low[1]]:
@@ -116,12 +118,10 @@ def calibration_block(sampled: NDArray[np.bool_]) -> tuple[slice, slice]:
     grown = True
     while grown:
         grown = False
-        for axis in (1, 0):
-            for side in (-1, 1):
-                wider = [list(low), list(high)]
-                wider[side > 0][axis] += side
-                (p, r), (end_p, end_r) = wider
-                if p >= 0 <= r and end_p <= sampled.shape[0] and end_r <= sampled.shape[1]:
-                    if sampled[p:end_p, r:end_r].all():
-                        (low, high), grown = wider, True
+        for axis, step in itertools.product((1, 0), (-1, 1)):
+            begin, end = low.copy(), high.copy()
+            (begin if step < 0 else end)[axis] += step
+            inside = min(begin) >= 0 and end[0] <= sampled.shape[0] and end[1] <= sampled.shape[1]
+            if inside and sampled[begin[0] : end[0], begin[1] : end[1]].all():
+                low, high, grown = begin, end, True
     return slice(low[0], high[0]), slice(low[1], high[1])
