@@ -150,10 +150,12 @@ def l1_wavelet(
     num_iter: int = 30,
     reg_lambda: float = 0.005,
 ) -> NDArray[np.complex64]:
-    """Minimise 1/2 ||E m - y||^2 + reg_lambda ||W m||_1 by FISTA, W a Daubechies wavelet transform.
+    """Lower 1/2 ||E m - y||^2 + reg_lambda ||W m||_1 by FISTA, W a Daubechies wavelet transform.
 
     For random and regular sampling. W is moved by a random shift, the same in every run, from one iteration to the
-    next, which avoids edges of blocks in the image (Figueiredo, Nowak, IEEE Trans Image Process 2003;12:906).
+    next (Figueiredo, Nowak, IEEE Trans Image Process 2003;12:906). That removes noise far better than a fixed W, but
+    there is no fixed objective that the iterations end at: the number of iterations is a setting as the weight is, and
+    more of them are not always better.
 
     Parameters
     ----------
