@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from ismrmrd.serialization import ProtocolDeserializer, ProtocolSerializer
 
+from checked_server import checked  # noqa: F401 - fixture
 from connection import Connection
 from dask_cluster import dask, dask_processes  # noqa: F401 - fixtures
 from mrdio.limits import Limits
