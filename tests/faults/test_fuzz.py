@@ -45,9 +45,9 @@ def test_no_input_breaks_a_promise(target):
             raise
 
 
-@pytest.mark.parametrize("target", ["messages", "session", "header"])
-def test_a_short_run_finds_nothing(target, tmp_path):
-    """Of few targets, since most of it is the start of the fuzzer, which is the same for all."""
+def test_a_short_run_finds_nothing(tmp_path):
+    """Of the target that reaches most, since nearly all of it is the start of the fuzzer, the same for all targets."""
+    target = "session"
     said, findings = fuzz.run_target(target, 1, tmp_path, seed=1)
     assert not findings, said
     assert fuzz.figure("number_of_executed_units", said) > len(list((fuzz.CORPUS / target).iterdir())), said

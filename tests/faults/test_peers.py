@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -51,12 +52,15 @@ def test_silent_after_a_part(silent, place):
     assert not silent[place]
 
 
-@pytest.mark.parametrize(
-    ("opening", "tail"),
-    [([], config("null")), ([config("null")], header()), ([*OPENING, readout(1), readout(2)], readout(3, samples=60))],
-    ids=["config", "header", "readout"],
-)
-def test_a_byte_now_and_then_for_ever(checked, opening, tail):
+TRICKLING = {  # what comes whole, and what comes a byte at a time
+    "config": ([], config("null")),
+    "header": ([config("null")], header()),
+    "readout": ([*OPENING, readout(1), readout(2)], readout(3, samples=60)),
+}
+
+
+def trickle(checked, opening, tail):
+    """Send messages, then a byte every 50 ms until the server has had enough."""
     with connect(checked.address) as sock:
         sock.sendall(b"".join(opening))
         sock.settimeout(0.05)
@@ -67,9 +71,22 @@ def test_a_byte_now_and_then_for_ever(checked, opening, tail):
                 received = sock.recv(1)
                 break
         sock.settimeout(PATIENCE)
-        assert not told()(take_answer(sock, received=received))
-    checked.expect(readouts_in(opening))
+        return take_answer(sock, received=received)
+
+
+@pytest.fixture(scope="module")
+def trickled(checked):
+    with ThreadPoolExecutor() as pool:
+        answers = {name: pool.submit(trickle, checked, *parts) for name, parts in TRICKLING.items()}
+    for opening, _ in TRICKLING.values():
+        checked.expect(readouts_in(opening))
     checked.check()
+    return {name: answer.result() for name, answer in answers.items()}
+
+
+@pytest.mark.parametrize("name", TRICKLING)
+def test_a_byte_now_and_then_for_ever(trickled, name):
+    assert not told()(trickled[name])
 
 
 def test_peers_that_never_read_hold_nobody_up(checked):

@@ -20,7 +20,7 @@ def scans(tmp_path_factory):
 
 def test_short_soaks_have_no_problems(tmp_path):
     """Both kinds at the same time: much of a short soak is waiting for servers to come to rest."""
-    command = [sys.executable, soak.__file__, "--clients", "3", "--minutes", "0.08", "--pause", "0.3"]
+    command = [sys.executable, soak.__file__, "--clients", "3", "--minutes", "0.05", "--pause", "0.3"]
     running = [
         subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for more in (["--plot", str(tmp_path / "soak.png")], ["--processes"])
