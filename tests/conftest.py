@@ -21,6 +21,7 @@ import pytest
 from ismrmrd.serialization import ProtocolDeserializer, ProtocolSerializer
 
 import strict_cupy
+from checked_server import checked  # noqa: F401 - fixture
 from connection import Connection
 from dask_cluster import dask, dask_processes  # noqa: F401 - fixtures
 from mrdio.limits import Limits

@@ -1,7 +1,5 @@
 """Small spiral scans and what plays the server for the tests of the iterative reconstructions."""
 
-import threading
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,14 +121,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_until(condition: Any, seconds: float = 10.0) -> bool:
-    """Whether a condition comes true within some time."""
-    end = time.monotonic() + seconds
-    while not (done := condition()) and time.monotonic() < end:
-        threading.Event().wait(0.02)
-    return done
 
 
 def received(simulation: Simulation, fov_oversampling: float = 1.0, most: int | None = None) -> readouts.Readouts:

@@ -1,1 +1,1 @@
-"""Commands for maintainers and for packaging."""
+"""Commands for maintainers and for packaging: fuzzing, soak, labels of scanner apps."""

@@ -20,8 +20,7 @@ from conftest import bytes_of, header_xml, make_acquisition, make_header, make_i
 from constants import MessageId
 from mrdio.mrdfile import MrdFileError, MrdReader
 from outputfile import PartFile, check_output, join, join_command, join_in_process
-from reliability.clientoutput import Outcome, Trials
-from reliability.serverprocess import PROJECT
+from server_process import PROJECT
 
 
 @pytest.fixture
@@ -45,27 +44,7 @@ def numbers(path, group):
         return [image.image_index for image in reader.images()]
 
 
-# ---- killed, limited and interrupted clients: a short run of reliability/clientoutput.py -----------------------------
-
-
-def test_after_a_kill_the_earlier_group_is_intact_and_the_images_are_readable(tmp_path):
-    outcome = Outcome()
-    Trials(tmp_path, seed=2).kill(1, outcome)
-    assert outcome.is_good, outcome.problems
-
-
-@pytest.mark.parametrize("number", [0, 1, 2], ids=["stream", "copy", "HDF5"])
-def test_a_file_size_limit_is_an_error_and_spoils_nothing(number, tmp_path):
-    outcome = Outcome()
-    Trials(tmp_path).limit(number, outcome)
-    assert outcome.is_good, outcome.problems
-
-
-@pytest.mark.parametrize(("signum", "number"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
-def test_a_signal_ends_the_client_in_order(signum, number, tmp_path):
-    outcome = Outcome()
-    Trials(tmp_path, seed=3).interrupt(number, outcome, signum)
-    assert outcome.is_good, outcome.problems
+# ---- signals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("signum", client.ENDING_SIGNALS)
@@ -76,20 +55,6 @@ def test_a_signal_while_the_client_is_being_loaded_is_an_error_in_a_line(signum,
     )
     why = "interrupted" if signum == signal.SIGINT else f"ended by {signum.name}"
     assert (done.returncode, done.stderr) == (128 + signum, f"error: {why}\n")
-
-
-def test_a_client_that_spoils_its_output_is_found_out(tmp_path):
-    (tmp_path / "client.py").write_text(
-        "import pathlib, socket, sys\n"
-        "sock = socket.create_connection(('127.0.0.1', int(sys.argv[3])))\n"
-        "pathlib.Path(sys.argv[5]).write_bytes(b'no HDF5')\n"
-        "while sock.recv(1 << 20): pass\n"
-    )
-    outcome = Outcome()
-    Trials(tmp_path, project=tmp_path).kill(0, outcome)
-    assert not outcome.is_good
-    assert outcome.lost > 0
-    assert "the output is spoilt" in outcome.problems[0]
 
 
 def test_ignored_signals_stay_ignored():

@@ -22,6 +22,7 @@ from conftest import PATIENCE
 from recon import memory
 from recon.readouts import DataError
 from rtspiral_bart_tvrecon import TfdConfig, TfdReconstruction
+from server_process import wait_until
 from solvers import backends as solvers
 from solvers import movies, native_recon, timekeeper
 from spiral_sessions import (
@@ -34,7 +35,6 @@ from spiral_sessions import (
     one_thread,
     small_scan,
     true_images,
-    wait_until,
 )
 
 PROJECT = Path(tfd.__file__).parent

@@ -45,7 +45,7 @@ def test_many_of_one_name_are_read_in_one_go():
 
 
 def test_sessions_take_turns_with_attributes_of_one_length_and_not_with_others(monkeypatch):
-    """Else a scan beside clients with long attributes gets no time: ``python reliability/attributes.py``."""
+    """Else a scan beside clients with long attributes gets no time: each reading holds the interpreter."""
     inside, most, lock = 0, 0, threading.Lock()
     both = threading.Barrier(2)
 

@@ -28,8 +28,8 @@ from mrdio.limits import Limits
 from mrdio.mrdfile import MrdReader, MrdWriter
 from mrdio.recordings import convert_stream
 from recon.configuration import ConfigurationError, declared, load, project_path
-from reliability.fuzztargets import fingerprint
 from rtspiral_bart_tvrecon import TfdConfig
+from scripted import fingerprint
 from serving.module_loader import ModuleLoader
 from serving.session import Session, SessionOptions
 from simplenufft1arm import ViewSharingConfig

@@ -16,7 +16,7 @@ from conftest import PATIENCE, bytes_of, make_acquisition, make_header, write_mo
 from mrdio import recordings
 from mrdio.limits import Limits
 from mrdio.mrdfile import MrdReader
-from reliability.serverprocess import wait_until
+from server_process import wait_until
 
 CONTENT = bytes_of(ConfigFile("null"), make_header(), make_acquisition())
 

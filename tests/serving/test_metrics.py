@@ -15,11 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import client
 from conftest import PATIENCE, header_xml, make_acquisition, make_header, write_module, write_mrd_file
-from server_process import PROJECT, ServerProcess
+from server_process import PROJECT, ServerProcess, wait_until
 from serving import metrics as metrics_of_the_server
 from serving.metrics import CONNECTIONS, Metrics, MetricsError
 from serving.summary import Outcome, SessionSummary
-from spiral_sessions import wait_until
 
 FAILING = "def process(connection, config, metadata):\n    list(connection)\n    raise ValueError('broken')"
 

@@ -31,7 +31,7 @@ from mrdio import recordings
 from mrdio.limits import MIB, Limits
 from mrdio.mrdfile import MrdReader
 from mrdio.recordings import Recorder, convert_stream, finish_leftovers, protocol_name
-from reliability.serverprocess import wait_until
+from server_process import wait_until
 from serving import converter
 from serving.converter import Converter
 

@@ -14,8 +14,7 @@ from conftest import PATIENCE, bytes_of, make_acquisition, make_header, write_mo
 from mrdio import recordings
 from mrdio.mrdfile import MrdReader
 from mrdio.recordings import Recorder, convert_stream, finish_leftovers
-from reliability.race import run_round
-from reliability.serverprocess import wait_until
+from server_process import wait_until
 
 CONTENT = bytes_of(ConfigFile("null"), make_header(), make_acquisition())
 
@@ -29,12 +28,6 @@ def stream(tmp_path):
 
 
 # ---- several converters --------------------------------------------------------------------------------------------
-
-
-def test_several_converters_at_once_lose_nothing(tmp_path):
-    """A short run of ``python reliability/race.py``."""
-    result = run_round(tmp_path, 3, 60)
-    assert result.is_good, result
 
 
 def test_stream_stays_claimed_until_it_is_gone(stream, monkeypatch):

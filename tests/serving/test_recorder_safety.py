@@ -23,8 +23,8 @@ from mrdio import recordings
 from mrdio.limits import MIB, Limits
 from mrdio.mrdfile import MrdReader
 from mrdio.recordings import Recorder, convert_stream, make_folder, protocol_name
-from reliability.serverprocess import ServerProcess
 from server import HANDLES
+from server_process import ServerProcess
 
 COUNTING = """
 def process(connection, config, metadata):
@@ -318,7 +318,7 @@ def test_no_protocol_name_leaves_the_folder_or_its_alphabet(tmp_path, protocol):
 
 def test_server_without_file_handles_tells_each_client_in_a_line_and_saves_the_others(tmp_path):
     write_module(tmp_path, "counting", COUNTING)
-    running, peers, refused = ServerProcess(tmp_path, "-s"), [], 0
+    running, peers, refused = ServerProcess("-d", "null", "-s", "-S", "saved", "--grace", "1", cwd=tmp_path), [], 0
     try:
         _, hard = running.process.rlimit(resource.RLIMIT_NOFILE)
         running.process.rlimit(resource.RLIMIT_NOFILE, (running.process.num_fds() + HANDLES + 6, hard))
@@ -350,7 +350,7 @@ def test_server_without_file_handles_tells_each_client_in_a_line_and_saves_the_o
     assert "ERROR" not in log
     assert "Traceback" not in log
     assert log.count("no file handles") == refused
-    saved = list(running.saved.iterdir())
+    saved = list((tmp_path / "saved").iterdir())
     assert len(saved) == len(peers)
     for path in saved:
         with MrdReader(path) as reader:

@@ -13,6 +13,7 @@ import pytest
 
 import bart_tools as bt
 from mrdio import cfl
+from server_process import wait_until
 
 PROBE = '[ "$1" = version ] && { echo v0.9.00; echo CUDA=1; exit 0; }\n'
 HEADER = r"printf '# Dimensions\n4 2 1 1 1 1 1 1 1 1 1 1 1 1 1 1 \n' > out0.hdr" + "\n"
@@ -54,13 +55,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_until(condition, seconds: float = 5.0) -> bool:
-    end = time.monotonic() + seconds
-    while not (done := condition()) and time.monotonic() < end:
-        threading.Event().wait(0.01)
-    return done
 
 
 def random_complex(rng, shape):
