@@ -182,23 +182,35 @@ def _position(along: NDArray[np.bool_]) -> str:
 # -------------------------------------------------------------------------------------------------- one k-space plane
 def split(volume: KSpaceVolume) -> list[KSpacePlane]:
     """Split a volume into its planes; a slab is transformed along its partitions for that."""
-    kspace, depth = volume.kspace, partition_distance(volume)
+    kspace = volume.kspace
     if volume.partitions.points > 1:
         kspace = to_image_axis(kspace, volume.partitions, 1, volume.mirrored)
-    fov = volume.encoding.reconSpace.fieldOfView_mm
+    heads = zip(*(partition_heads(volume, phase) for phase in range(len(volume.heads))), strict=True)
     return [
         KSpacePlane(
             kspace=kspace[:, partition],
             sampled=volume.sampled,
-            heads=tuple(partition_head(head, partition, kspace.shape[1], depth) for head in volume.heads),
+            heads=each,
             encoding=volume.encoding,
             rows=volume.rows,
             columns=volume.columns,
-            field_of_view=None if fov is None else (fov.x, fov.y, depth or fov.z),
+            field_of_view=field_of_view(volume),
             mirrored=volume.mirrored,
         )
-        for partition in range(kspace.shape[1])
+        for partition, each in enumerate(heads)
     ]
+
+
+def field_of_view(volume: KSpaceVolume) -> tuple[float, float, float] | None:
+    """Field of view of one plane (x, y, z) [mm]; None when the header does not say."""
+    fov = volume.encoding.reconSpace.fieldOfView_mm
+    return None if fov is None else (fov.x, fov.y, partition_distance(volume) or fov.z)
+
+
+def partition_heads(volume: KSpaceVolume, phase: int) -> list[ismrmrd.AcquisitionHeader]:
+    """Headers of the planes of a volume in one cardiac phase."""
+    partitions, depth = volume.partitions.pixels, partition_distance(volume)
+    return [partition_head(volume.heads[phase], number, partitions, depth) for number in range(partitions)]
 
 
 def partition_distance(volume: KSpaceVolume) -> float:

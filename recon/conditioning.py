@@ -22,6 +22,21 @@ class SampleError(ValueError):
     """The samples cannot be reconstructed; the text says why."""
 
 
+def virtual_coils(kspace: NDArray[Any], most: int) -> NDArray[np.complex64]:
+    """Orthonormal combinations [combination, coil] of coils, at most so many, that keep most energy.
+
+    Parameters
+    ----------
+    kspace
+        [coil, ...].
+    most
+        Their number.
+    """
+    samples = kspace.reshape(len(kspace), -1)
+    _, vectors = np.linalg.eigh(samples @ samples.conj().T)
+    return vectors[:, ::-1][:, :most].conj().T.astype(np.complex64)
+
+
 def compression(samples: NDArray[Any], weights: NDArray[Any]) -> tuple[NDArray[np.complex64], float]:
     """Find the fewest combinations of coils that keep `KEPT_ENERGY`.
 

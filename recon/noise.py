@@ -124,15 +124,8 @@ def _check(psi: NDArray[np.complex128]) -> None:
         raise NoiseError("some channels hold the same noise")
 
 
-def prewhiten(
-    items: Iterable[Any],
-    metadata: Any,
-    mode: str = "auto",
-    tell: Callable[[str], None] = logger.info,
-    warn: Callable[[str], None] = logger.warning,
-    stored: Callable[[str], Dependency | None] = lambda kind: None,
-) -> Iterator[Any]:
-    """Yield the messages of a scan, readouts whitened, where its noise is known.
+class Prewhitening:
+    """Whitens the readouts of a scan where its noise is known.
 
     Noise readouts that come before the first imaging readout are taken out and used; without any, those of the stored
     measurement that the header names. All other readouts are whitened, calibration lines and navigators too, by one
@@ -143,8 +136,6 @@ def prewhiten(
 
     Parameters
     ----------
-    items
-        Readouts, waveforms, images: the connection, or a generator over it.
     metadata
         The MRD header.
     mode
@@ -153,34 +144,70 @@ def prewhiten(
         Called with a text for the client.
     stored
         ``connection.dependency``: returns the stored measurement of a kind, here "Noise", that the header names.
+
+    Attributes
+    ----------
+    matrix
+        W [coil, coil] once the first imaging readout has come; None when readouts pass as they are.
     """
-    if mode == "off":
-        yield from items
-        return
-    items = iter(items)
-    noise, held = [], []  # what comes before the first imaging readout, whose bandwidth decides
-    for item in items:
-        (noise if is_noise(item) else held).append(item)
-        if isinstance(item, ismrmrd.Image) or (isinstance(item, ismrmrd.Acquisition) and is_imaging(item, metadata)):
-            break
-    readouts = [item for item in held if isinstance(item, ismrmrd.Acquisition)]
-    matrix = None
-    if readouts:
-        matrix = _whitening(noise, readouts[-1], metadata, tell, warn, stored)
-    messages = itertools.chain(held, items)
-    del noise, held, readouts  # or they would stay in memory as long as the scan
-    for item in messages:
-        if matrix is None or not isinstance(item, ismrmrd.Acquisition) or is_noise(item):
-            yield item
-        elif item.active_channels == len(matrix):
-            yield whitened(item, matrix)
-        elif is_imaging(item, metadata):
+
+    def __init__(
+        self,
+        metadata: Any,
+        mode: str = "auto",
+        tell: Callable[[str], None] = logger.info,
+        warn: Callable[[str], None] = logger.warning,
+        stored: Callable[[str], Dependency | None] = lambda kind: None,
+    ) -> None:
+        self.matrix: NDArray[np.complex64] | None = None
+        self._metadata, self._mode = metadata, mode
+        self._tell, self._warn, self._stored = tell, warn, stored
+
+    def apply(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield readouts, waveforms and images: the connection's, or those of a generator over it; readouts whitened.
+
+        Raises
+        ------
+        ValueError
+            An imaging readout has another number of channels than those before it.
+        """
+        if self._mode == "off":
+            yield from items
+            return
+        items = iter(items)
+        noise, held = [], []  # what comes before the first imaging readout, whose bandwidth decides
+        for item in items:
+            (noise if is_noise(item) else held).append(item)
+            if isinstance(item, ismrmrd.Image) or self._is_imaging(item):
+                break
+        readouts = [item for item in held if isinstance(item, ismrmrd.Acquisition)]
+        if readouts:
+            self.matrix = _whitening(noise, readouts[-1], self._metadata, self._tell, self._warn, self._stored)
+        messages = itertools.chain(held, items)
+        del noise, held, readouts  # or they would stay in memory as long as the scan
+        for item in messages:
+            yield self.whitened(item)
+
+    def whitened(self, item: Any) -> Any:
+        """Whiten one readout, of this scan or of a calibration measurement; anything else is returned as it is."""
+        if self.matrix is None or not isinstance(item, ismrmrd.Acquisition) or is_noise(item):
+            return item
+        if item.active_channels == len(self.matrix):
+            return whitened(item, self.matrix)
+        if self._is_imaging(item):
             raise ValueError(
                 f"the readout with scan_counter {item.scan_counter} has {item.active_channels} channels, "
-                f"those before it have {len(matrix)}: they must be the same throughout"
+                f"those before it have {len(self.matrix)}: they must be the same throughout"
             )
-        else:  # such as a readout of the body coil
-            yield item
+        return item  # such as a readout of the body coil
+
+    def _is_imaging(self, item: Any) -> bool:
+        return isinstance(item, ismrmrd.Acquisition) and is_imaging(item, self._metadata)
+
+
+def prewhiten(items: Iterable[Any], metadata: Any, *settings: Any, **options: Any) -> Iterator[Any]:
+    """Yield the messages of a scan, readouts whitened where its noise is known, see `Prewhitening`."""
+    return Prewhitening(metadata, *settings, **options).apply(items)
 
 
 def whitened(readout: ismrmrd.Acquisition, matrix: NDArray[np.complex64]) -> ismrmrd.Acquisition:

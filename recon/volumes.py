@@ -74,9 +74,6 @@ class KSpaceVolume:
         Sizes along readout and both phase encodings.
     mirrored
         Whether the data follows the scanner's sign convention, see `is_mirrored`.
-    calibration
-        Lines that were acquired for calibration only, and are not part of the image: [channel, partition, row, sample]
-        of the same encoding, zeros where there are none; None when the scan has none.
     """
 
     key: Key
@@ -89,12 +86,14 @@ class KSpaceVolume:
     rows: Axis
     partitions: Axis
     mirrored: bool
-    calibration: NDArray[np.complex64] | None = None
 
 
 # ------------------------------------------------------------------------------------------------- sorting readouts
 def sort_volumes(
-    items: Iterable[Any], metadata: Any, warn: Callable[[str], None] = logger.warning
+    items: Iterable[Any],
+    metadata: Any,
+    warn: Callable[[str], None] = logger.warning,
+    calibration: Callable[[Any], None] | None = None,
 ) -> Iterator[KSpaceVolume]:
     """Sort the imaging readouts of a scan into volumes, and yield each when its data are complete.
 
@@ -112,6 +111,9 @@ def sort_volumes(
         The MRD header.
     warn
         Called with a text about readouts that have no place or no use.
+    calibration
+        Called with each readout that was acquired for calibration only and is none of the image's; None: they have no
+        use, and the client is told where they may be some of the image.
 
     Raises
     ------
@@ -126,7 +128,7 @@ def sort_volumes(
     newest = 0  # repetition
     made: set[Key] = set()
     late = 0
-    for count, item in enumerate(_checked(items, metadata, warn, builder.keep_calibration)):
+    for count, item in enumerate(_checked(items, metadata, warn, calibration)):
         idx = item.idx
         key = Key(idx.repetition, item.encoding_space_ref, idx.slice, idx.contrast, idx.set)
         late += key in made
@@ -206,9 +208,9 @@ def _checked(
     items: Iterable[Any],
     metadata: Any,
     warn: Callable[[str], None],
-    keep_calibration: Callable[[Any], None],
+    calibration: Callable[[Any], None] | None,
 ) -> Iterator[ismrmrd.Acquisition]:
-    """Yield the imaging readouts of a scan; those for calibration only are handed over."""
+    """Yield the imaging readouts of a scan; those for calibration only are passed to `calibration`."""
     channels = None
     directions: dict[int, NDArray[Any] | None] = {}  # of the readouts of an encoding space, by their trajectory
     told = False
@@ -219,9 +221,12 @@ def _checked(
         if not isinstance(item, ismrmrd.Acquisition):
             continue
         if not is_imaging(item, metadata):
-            if is_calibration_only(item) and np.isfinite(item.data).all():
+            if not is_calibration_only(item):
+                continue
+            if calibration is None:
                 told = told or _tell_unknown_calibration(item, metadata, warn)
-                keep_calibration(item)
+            elif np.isfinite(item.data).all():
+                calibration(item)
             continue
         if item.encoding_space_ref not in directions:  # at the first readout: a whole scan is long to wait for an error
             encoding_of(metadata, item.encoding_space_ref)
@@ -308,24 +313,14 @@ class _Builder:
 
     def __init__(self, metadata: Any, warn: Callable[[str], None]) -> None:
         self._metadata, self._warn = metadata, warn
-        self._calibration: dict[int, list[Any]] = {}  # of each slice, readouts that are not of the image
-        self._placed: dict[int, NDArray[np.complex64]] = {}  # the same, in the matrix
         self._outside = 0
         self._nowhere: OutsideMatrixError | None = None
         self._found_a_place = False
 
-    def keep_calibration(self, readout: Any) -> None:
-        """Keep a readout that was acquired for calibration only."""
-        number = readout.idx.slice
-        if number in self._placed:  # a new measurement, not more of the one before
-            self._placed.pop(number)
-            self._calibration.pop(number, None)
-        self._calibration.setdefault(number, []).append(readout)
-
     def build(self, key: Key, readouts: list[Any]) -> Iterator[KSpaceVolume]:
         """Yield the volume of some readouts, unless none of them has a place in the matrix."""
         try:
-            volume, outside = place(key, readouts, self._metadata, self._calibration_for(key, readouts[0]))
+            volume, outside = place(key, readouts, self._metadata)
         except OutsideMatrixError as error:  # no image is better than a black one
             self._nowhere = self._nowhere or error
             return
@@ -349,22 +344,8 @@ class _Builder:
             text = "readouts lie wholly or partly outside the matrix; what lies outside is left out"
             self._warn(f"{self._outside} {text}")
 
-    def _calibration_for(self, key: Key, readout: Any) -> NDArray[np.complex64] | None:
-        number = key.slice
-        if number not in self._placed and (readouts := self._calibration.get(number)):
-            alike = [each for each in readouts if each.active_channels == readout.active_channels]
-            placed = place_calibration(alike, self._metadata, encoding_of(self._metadata, key.encoding_space_ref))
-            if placed is None:
-                self._warn("calibration lines that do not fit to the image's encoding are not used")
-                self._calibration.pop(number)
-            else:
-                self._placed[number] = placed
-        return self._placed.get(number)
 
-
-def place(
-    key: Key, readouts: list[Any], metadata: Any, calibration: NDArray[np.complex64] | None = None
-) -> tuple[KSpaceVolume, int]:
+def place(key: Key, readouts: list[Any], metadata: Any) -> tuple[KSpaceVolume, int]:
     """Place readouts in the matrix of their encoding.
 
     Parameters
@@ -375,8 +356,6 @@ def place(
         One at least.
     metadata
         The MRD header.
-    calibration
-        Becomes that of the volume.
 
     Returns
     -------
@@ -446,50 +425,7 @@ def place(
         rows=rows,
         partitions=partitions,
         mirrored=is_mirrored(metadata),
-        calibration=calibration,
     ), outside
-
-
-def place_calibration(readouts: list[Any], metadata: Any, encoding: Any) -> NDArray[np.complex64] | None:
-    """Place calibration readouts, of this scan or another, in the matrix of an encoding.
-
-    Parameters
-    ----------
-    readouts
-        With the same number of channels; one that has another field of view cannot be used.
-    metadata
-        Header of the scan that they come from.
-    encoding
-        The image's.
-
-    Returns
-    -------
-    complex64 [channel, partition, row, sample], zeros where there are none; None when none can be used.
-    """
-    if not readouts:
-        return None
-    own = metadata.encoding[readouts[0].encoding_space_ref]
-    fields = [each.encodedSpace.fieldOfView_mm for each in (own, encoding)]
-    if any(abs(getattr(fields[0], axis) - getattr(fields[1], axis)) > 0.01 * getattr(fields[1], axis) for axis in "xy"):
-        return None
-    columns, rows, partitions = (axis.points for axis in axes_of(encoding, readouts[0]))
-    first = [
-        size // 2 - own_size // 2 + first_index(own, f"kspace_encoding_step_{step}", own_size)
-        for step, size, own_size in (
-            (1, rows, own.encodedSpace.matrixSize.y),
-            (2, partitions, own.encodedSpace.matrixSize.z if partitions > 1 else 1),
-        )
-    ]
-    block = np.zeros((readouts[0].active_channels, partitions, rows, columns), np.complex64)
-    count = np.zeros(block.shape[1:], np.uint32)
-    for readout in readouts:
-        row, partition = readout.idx.kspace_encode_step_1 + first[0], readout.idx.kspace_encode_step_2 + first[1]
-        samples, start = ordered_samples(readout, columns)
-        begin, end = max(start, 0), min(start + samples.shape[1], columns)
-        if 0 <= row < rows and 0 <= partition < partitions and begin < end:
-            block[:, partition, row, begin:end] += samples[:, begin - start : end - start]
-            count[partition, row, begin:end] += 1
-    return block / np.maximum(count, 1) if count.any() else None
 
 
 def axes_of(encoding: Any, readout: Any) -> tuple[Axis, Axis, Axis]:
