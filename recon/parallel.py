@@ -128,8 +128,9 @@ class ParallelImaging:
             lattice = find_lattice(sampled)
         except IrregularSamplingError:
             return ("sense", ", a few are missing") if part > MOSTLY_SAMPLED else ("l1-wavelet", ", irregularly")
-        shift = f" shifted by {lattice.shift}" if lattice.shift else ""
-        return "grappa", f", every {lattice.row_step}. row and {lattice.partition_step}. partition{shift}"
+        partitions = f", in 1 of {lattice.partition_step} partitions" if lattice.partition_step > 1 else ""
+        shift = f", shifted by {lattice.shift}" if lattice.shift else ""
+        return "grappa", f", 1 of {lattice.row_step} rows{partitions}{shift}"
 
     def _grappa(self, series: Any, kspace: Any, sampled: Any, calibration: Any, noise_variance: float | None) -> Filled:
         kernels = self._kernels.get(series)

@@ -1,0 +1,82 @@
+"""Make the picture of ``doc/cartesian.md``: ``python doc/cartesian_pictures.py``."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import cartesian_recon  # noqa: E402
+from cartesian_recon import CartesianConfig, CartesianReconstruction  # noqa: E402
+from recon import configuration  # noqa: E402
+from simulation import cartesiansimulation as simulation  # noqa: E402
+from simulation.cartesiansimulation import Epi, Noise, Scan  # noqa: E402
+
+
+class Recording:
+    """Stands for a connection: yields readouts, keeps images."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._items, self.images = items, []
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def dependency(self, kind: str) -> None:
+        """No stored measurement."""
+
+    def send_image(self, image: Any) -> None:
+        """Keep an image."""
+        self.images.append(image.data[0, 0])
+
+    info = warn = staticmethod(print)
+
+
+def images(scan: Scan, **options: object) -> list[np.ndarray]:
+    """Images of a simulated scan, with these keys of the table [reconstruction]."""
+    settings = CartesianConfig(CartesianReconstruction(**options))
+    configuration.load = lambda cls: settings
+    recording = Recording(simulation.acquisitions(scan))
+    cartesian_recon.process(recording, "cartesian_recon", simulation.header(scan))
+    return recording.images
+
+
+def main() -> None:
+    """Make the picture."""
+    size = {"columns": 192, "rows": 192, "coils": 8, "noise": 0.004}
+    accelerated = Scan(
+        **size, acceleration=3, calibration="embedded", calibration_width=24, noise_scan=True,
+        noise_model=Noise(readouts=10),
+    )  # fmt: skip
+    partial = Scan(**size, partial_fourier=0.6, phase=0.8)
+    train = Scan(**size, epi=Epi(delay=3.0, phase=0.6))
+    snr, g_factor = images(accelerated, snr_units=True)
+    panels = [
+        ("R = 3: missing lines are zero", images(accelerated, acceleration="none")[0], "gray", None),
+        ("R = 3: GRAPPA", images(accelerated)[0], "gray", None),
+        ("R = 3: units of noise", snr, "viridis", "bar"),
+        ("R = 3: g-factor", np.where(snr > 5, g_factor, np.nan), "viridis", "bar"),
+        ("partial Fourier 0.6: zeros", images(partial, partial_fourier="zero")[0], "gray", None),
+        ("partial Fourier 0.6: POCS", images(partial)[0], "gray", None),
+        ("EPI: without phase correction", images(train, phase_correction="none")[0], "gray", None),
+        ("EPI: with the navigators' phase", images(train)[0], "gray", None),
+    ]
+    figure = Figure(figsize=(14, 7.2), layout="constrained")
+    axes = figure.subplots(2, 4)
+    for axis, (title, pixels, colours, bar) in zip(axes.flat, panels, strict=True):
+        top = np.nanpercentile(pixels, 99.5)
+        shown = axis.imshow(pixels, cmap=colours, vmin=0 if bar is None or title.endswith("noise") else None, vmax=top)
+        axis.set_title(title)
+        axis.set_axis_off()
+        if bar:
+            figure.colorbar(shown, ax=axis, shrink=0.8)
+    figure.savefig(PROJECT / "doc" / "pictures" / "cartesian.png", dpi=70)
+
+
+if __name__ == "__main__":
+    main()
