@@ -8,15 +8,10 @@ import sys
 from pathlib import Path
 
 from mrdio.commandline import log_to
+from mrdio.conversion import CONVERSION_LIMITS, convert_stream, finish_leftovers
 from mrdio.limits import Limits, add_limits, read_limits
-from mrdio.recordings import (
-    CONVERSION_LIMITS,
-    DEFAULT_FOLDER,
-    FILE_MODE,
-    FOLDER_MODE,
-    convert_stream,
-    finish_leftovers,
-)
+from mrdio.recordings import DEFAULT_FOLDER
+from mrdio.streamfiles import FILE_MODE, FOLDER_MODE
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from mrdio.limits import flag_of
-from mrdio.recordings import make_folder
+from mrdio.streamfiles import make_folder
 from serving.converter import Converter
 from serving.memoryguard import MemoryGauge, MemoryGuard
 from serving.module_loader import ModuleLoader

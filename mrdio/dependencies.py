@@ -25,7 +25,8 @@ from constants import MessageId
 from mrdio.codec import MrdError, StreamBroken, encode, read_messages
 from mrdio.limits import Limits, flag_of
 from mrdio.mrdheader import parse_header
-from mrdio.recordings import STREAM_SUFFIX, Recorder, remove_stream
+from mrdio.recordings import Recorder
+from mrdio.streamfiles import STREAM_SUFFIX, remove_stream
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ MAX_MATRIX = 8192  # pixels of one axis
 CARTESIAN = "cartesian"
 ELSEWHERE = {  # by the header's trajectory: who can make an image of it
     "spiral": "simplenufft1arm reconstructs spirals, from the metafile of their sequence",
-    "epi": "cartesian_recon reconstructs EPI, whose readouts need regridding of the ramps and a phase correction of the "
-    "reversed lines; once both are done, 'cartesian' is right",
+    "epi": "cartesian_recon reconstructs EPI, whose readouts need regridding of the ramps and a phase correction of "
+    "the reversed lines; once both are done, 'cartesian' is right",
 }
 SAME_CONTRAST = ("embedded", "interleaved")  # calibration modes whose calibration lines are of the image's own contrast
 NOT_IMAGING_FLAGS = (

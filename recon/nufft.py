@@ -19,22 +19,9 @@ Method: convolution with a Kaiser-Bessel kernel on an oversampled grid (Jackson 
 with little oversampling: Beatty 2005, doi 10.1109/TMI.2005.848376), the checkerboard that centres the image folded
 into the tables, and a transform that leaves out the columns that are cropped anyway.
 
-How the choices were made (``python benchmarks/nufft_backends.py``, one thread of a two-core machine in use by others;
-128 x 128, 8 coils, 1500 samples per arm / 192 x 192, 16 coils, 2000 samples; median times [ms]; "per arm" is an arm and
-its share of the frame's work at 17 arms per frame)::
-
-                                    arm            frame          per arm        error
-    SigPy, each arm                 4.21 / 14.3                   4.21 / 14.3    6.7e-3
-    FINUFFT 1e-4, each arm          1.45 / 7.4                    1.45 / 7.4     8e-5
-    FINUFFT 1e-4, whole frames                     27.8 / 80      1.64 / 4.7     8e-5
-    the tables as sparse matrices   0.23 / 0.80    1.06 / 7.4     0.30 / 1.24    5e-5
-    oversampling 1.25, width 7      0.22 / 0.52    0.79 / 5.6     0.27 / 0.85    9e-5
-    oversampling 1.5, width 5       0.20 / 0.46    1.10 / 7.8     0.26 / 0.92    3e-4
-    oversampling 1.5, width 6       0.20 / 0.52    1.09 / 8.2     0.27 / 1.00    5e-5    <- used
-    oversampling 2, width 5         0.25 / 0.51    1.91 / 13.5    0.37 / 1.31    6e-5
-
-Sparse matrices come close, but take 288 bytes a sample where the separate tables take 104; each slice has its own set.
-Measured apart: the frame's transform by NumPy takes 9 / 23 ms; a second thread for SciPy's gains nothing / a third.
+How the choices were made: ``python benchmarks/nufft_backends.py`` (``doc/benchmarks.md``). Oversampling 1.5 with width
+6 is as fast as larger grids with narrower kernels, at an error of 5e-5. Sparse matrices in place of the separate tables
+come close in speed, but take 288 bytes a sample where the tables take 104; each slice has its own set.
 """
 
 from __future__ import annotations

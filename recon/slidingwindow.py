@@ -33,14 +33,8 @@ class SlidingWindow:
     Notes
     -----
     Memory: 2 * (arms_per_frame // window_shift) + 3 grids, at most.
-    Against one running sum that adds the newest arm and subtracts the oldest, measured with
-    ``benchmarks/nufft_backends.py``, for 128 x 128, 8 coils / 192 x 192, 16 coils, 55 arms, shift 17; the error is that
-    of the last of 50 000 arms' frames against one made anew in double precision::
-
-                                  ms per arm, gridding included      grids     error
-        sums of pieces            0.21 / 0.75                        9         1.5e-7
-        running sum, complex64    0.23 / 0.86                        1         1.6e-5, and it grows
-        running sum, complex128   0.49 / 1.68                        2         4e-8
+    How the choice was made: ``python benchmarks/nufft_backends.py`` (``doc/benchmarks.md``), against one running sum
+    that adds the newest arm and subtracts the oldest.
 
     Sums of pieces grid every arm once instead of twice, and their error does not depend on the length of the scan.
     The price is memory, 2.4 MB / 10.6 MB a grid; with a shift of one arm it is a grid per arm of the window.

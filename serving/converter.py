@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mrdio import recordings
+from mrdio import conversion, streamfiles
 from mrdio.limits import Limits, as_arguments
 from mrdio.logs import current_session
 
@@ -86,11 +86,11 @@ class Converter:
 
     def convert_session(self, folder: Path, session: str) -> None:
         """Have the streams converted that a session has left in a folder."""
-        self._add(lambda: recordings.streams_of(folder.absolute(), session), session)
+        self._add(lambda: streamfiles.streams_of(folder.absolute(), session), session)
 
     def convert_leftovers(self, folder: Path) -> None:
         """Have all streams in a folder converted."""
-        self._add(lambda: recordings.streams_in(folder.absolute()), current_session())
+        self._add(lambda: streamfiles.streams_in(folder.absolute()), current_session())
 
     def _add(self, find: Callable[[], list[Path]], session: str) -> threading.Event:
         job = Job(find, session)
@@ -186,7 +186,7 @@ class Converter:
             if self._process is None and not self._stopped:
                 self._process = subprocess.Popen(
                     [sys.executable, str(COMMAND), "--follow", "--log-json",
-                     *as_arguments(self._limits, *recordings.CONVERSION_LIMITS)],
+                     *as_arguments(self._limits, *conversion.CONVERSION_LIMITS)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,

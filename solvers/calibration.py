@@ -10,15 +10,8 @@ and alpha is halved from step to step. So the image forms first, then finer and 
 of steps decides how much noise goes into them. F is the non-uniform Fourier transform; only F^H F is needed, a
 convolution.
 
-How the choice was made (``python benchmarks/coil_maps.py``): mean inner product with the true maps inside the object,
-that of the worst pixel, and the time; 144 arms of the phantom unless it says otherwise::
-
-                                  128 x 128,       1.5 x field     6 coils,         16 arms          time
-                                  8 coils          of view         much noise
-    low resolution, Inati         0.9990  0.993    0.9974  0.984    0.9979  0.981    0.9964  0.959    0.2 s
-    ESPIRiT of SigPy              0.9999  0.997    1.0000  1.000    0.9988  0.992    0.9910  0.406    2 s
-    nlinv of BART                 0.9998  0.999    0.9993  0.996    0.9998  0.999    0.9997  0.999    1 s
-    this                          1.0000  1.000    0.9999  1.000    0.9998  0.998    0.9999  1.000    0.2 s
+How the choice was made: ``python benchmarks/coil_maps.py`` (``doc/benchmarks.md``), against maps from images of low
+resolution, ESPIRiT of SigPy, and nlinv of BART.
 
 ESPIRiT is as good, but slower, and needs k-space that is fully sampled.
 

@@ -35,8 +35,8 @@ import numpy as np
 from connection import Connection
 from mrdio.codec import MrdError
 from mrdio.commandline import number
+from mrdio.conversion import protocol_name
 from mrdio.mrdfile import MrdFileError, MrdReader
-from mrdio.recordings import protocol_name
 from recon.trajectory import write_metafile
 from scripted import CLOSE, cartesian, config, header, message, named
 from server import HOUSEKEEPING

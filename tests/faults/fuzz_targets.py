@@ -19,11 +19,11 @@ import report
 from connection import Connection
 from constants import MessageId
 from mrdio.codec import CODECS, MrdError, ProtocolError, decode_text, encode, make_image, read_messages
+from mrdio.conversion import convert_stream, protocol_name
 from mrdio.jsonparameters import parse_parameters
 from mrdio.limits import Limits
 from mrdio.mrdfile import MrdReader
 from mrdio.mrdheader import parse_header
-from mrdio.recordings import convert_stream, protocol_name
 from recon.configuration import ConfigurationError, load
 from recon.moduleparameters import read_parameters
 from recon.trajectory import TrajectoryError, read_metafile

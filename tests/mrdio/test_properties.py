@@ -24,9 +24,9 @@ from conftest import PATIENCE, bytes_of, header_xml, make_acquisition, make_imag
 from constants import MessageId
 from mrdio import codec
 from mrdio.codec import IMAGE_DTYPES, ProtocolError, StreamBroken, read_messages
+from mrdio.conversion import convert_stream
 from mrdio.limits import Limits
 from mrdio.mrdfile import MrdReader, MrdWriter
-from mrdio.recordings import convert_stream
 from recon.configuration import ConfigurationError, declared, load, project_path
 from rtspiral_bart_tvrecon import TfdConfig
 from scripted import fingerprint

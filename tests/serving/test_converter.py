@@ -13,7 +13,7 @@ from ismrmrd.serialization import ConfigFile
 
 import serving.converter
 from conftest import PATIENCE, bytes_of, make_acquisition, make_header, write_module
-from mrdio import recordings
+from mrdio import conversion, streamfiles
 from mrdio.limits import Limits
 from mrdio.mrdfile import MrdReader
 from server_process import wait_until
@@ -206,19 +206,19 @@ def test_folder_that_cannot_be_listed_is_told_and_ends_nothing(
         assert wait_until(lambda seen=number + 1: caplog.text.count("cannot be looked for") == 1 + processes * seen)
     fails.clear()
     monkeypatch.undo()
-    for stream in recordings.streams_in(folder) if processes else ():
-        assert recordings.convert_stream(stream) is not None
+    for stream in streamfiles.streams_in(folder) if processes else ():
+        assert conversion.convert_stream(stream) is not None
 
 
 def test_folder_is_looked_through_only_for_sessions_that_may_have_been_recorded(server, connect, tmp_path, monkeypatch):
     """It may hold many files, and the server may have no business there."""
-    looked, look = [], recordings.streams_of
+    looked, look = [], streamfiles.streams_of
 
     def look_and_note(folder, session):
         looked.append(session)
         return look(folder, session)
 
-    monkeypatch.setattr(recordings, "streams_of", look_and_note)
+    monkeypatch.setattr(streamfiles, "streams_of", look_and_note)
     running = server(server_options={"processes": True}, save_folder=tmp_path / "kept")
     for config in ("null", "savedataonly"):
         hold(connect(running.address), ConfigFile(config), make_header())

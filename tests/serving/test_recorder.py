@@ -27,10 +27,11 @@ from conftest import (
     write_module,
 )
 from constants import MessageId
-from mrdio import recordings
+from mrdio import conversion, recordings
+from mrdio.conversion import convert_stream, finish_leftovers, protocol_name
 from mrdio.limits import MIB, Limits
 from mrdio.mrdfile import MrdReader
-from mrdio.recordings import Recorder, convert_stream, finish_leftovers, protocol_name
+from mrdio.recordings import Recorder
 from server_process import wait_until
 from serving import converter
 from serving.converter import Converter
@@ -246,7 +247,7 @@ def test_failed_conversion_keeps_the_stream(tmp_path, monkeypatch, caplog):
     content = bytes_of(ConfigFile("null"), make_header(), make_acquisition())
     stream = tmp_path / "2026-01-02_03-04-05_s.mrdpart"
     stream.write_bytes(content)
-    monkeypatch.setattr(recordings, "MrdWriter", fail)
+    monkeypatch.setattr(conversion, "MrdWriter", fail)
     caplog.set_level(logging.ERROR)
     assert convert_stream(stream) is None
     assert stream.read_bytes() == content
@@ -289,7 +290,7 @@ def test_conversion_process_keeps_to_the_room_that_is_to_stay_free(tmp_path, cap
 def test_small_stream_of_many_series_does_not_become_a_large_file(tmp_path, monkeypatch, caplog):
     stream = tmp_path / "2026-01-02_03-04-05_s.mrdpart"
     images = [make_image(i, (1, 1, 1, 1), series=i) for i in range(101)]
-    monkeypatch.setattr(recordings, "IMAGE_GROUPS", 100)
+    monkeypatch.setattr(conversion, "IMAGE_GROUPS", 100)
     stream.write_bytes(bytes_of(ConfigFile("null"), make_header(), *images))
     assert convert_stream(stream) is None
     assert saved_files(tmp_path) == [stream.name]

@@ -11,9 +11,10 @@ import pytest
 from ismrmrd.serialization import ConfigFile
 
 from conftest import PATIENCE, bytes_of, make_acquisition, make_header, write_module
-from mrdio import recordings
+from mrdio import conversion, streamfiles
+from mrdio.conversion import convert_stream, finish_leftovers
 from mrdio.mrdfile import MrdReader
-from mrdio.recordings import Recorder, convert_stream, finish_leftovers
+from mrdio.recordings import Recorder
 from server_process import wait_until
 
 CONTENT = bytes_of(ConfigFile("null"), make_header(), make_acquisition())
@@ -50,7 +51,7 @@ def test_stream_stays_claimed_until_it_is_gone(stream, monkeypatch):
         return call
 
     for name in ("replace", "unlink"):
-        monkeypatch.setattr(recordings.Path, name, between(getattr(recordings.Path, name)))
+        monkeypatch.setattr(streamfiles.Path, name, between(getattr(streamfiles.Path, name)))
     target = convert_stream(stream)
     assert len(seen) >= 6
     assert set(seen) == {None}
@@ -62,12 +63,12 @@ def test_stream_that_another_has_converted_is_passed_over_in_silence(stream, mon
     flock = fcntl.flock
 
     def convert_first(*arguments):
-        monkeypatch.setattr(recordings.fcntl, "flock", flock)
+        monkeypatch.setattr(streamfiles.fcntl, "flock", flock)
         assert convert_stream(stream) is not None
         flock(*arguments)
 
-    monkeypatch.setattr(recordings, "streams_in", lambda folder: [stream])
-    monkeypatch.setattr(recordings.fcntl, "flock", convert_first)
+    monkeypatch.setattr(streamfiles, "streams_in", lambda folder: [stream])
+    monkeypatch.setattr(streamfiles.fcntl, "flock", convert_first)
     assert finish_leftovers(stream.parent) == []
     assert finish_leftovers(stream.parent) == []
     assert len(list(stream.parent.glob("*.h5"))) == 1
@@ -77,12 +78,12 @@ def test_stream_that_another_has_converted_is_passed_over_in_silence(stream, mon
 def test_another_file_of_the_same_name_is_left_alone(stream, monkeypatch, caplog):
     """Somebody moves the stream while it is converted, and puts another in its place."""
 
-    def move_away(*arguments, copy=recordings._copy_messages):
+    def move_away(*arguments, copy=conversion._copy_messages):
         stream.rename(stream.with_suffix(".moved"))
         stream.write_bytes(b"another")
         return copy(*arguments)
 
-    monkeypatch.setattr(recordings, "_copy_messages", move_away)
+    monkeypatch.setattr(conversion, "_copy_messages", move_away)
     assert convert_stream(stream) is not None
     assert stream.read_bytes() == b"another"
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
@@ -91,13 +92,13 @@ def test_another_file_of_the_same_name_is_left_alone(stream, monkeypatch, caplog
 def test_new_recording_is_not_taken_for_a_leftover(tmp_path, monkeypatch):
     """A converter finds the stream between its creation and its claim, while it is empty."""
 
-    def create_new(folder, stem, suffix, create_new=recordings._create_new):
+    def create_new(folder, stem, suffix, create_new=streamfiles.create_new):
         file = create_new(folder, stem, suffix)
-        monkeypatch.setattr(recordings, "_create_new", create_new)
+        monkeypatch.setattr(streamfiles, "create_new", create_new)
         assert finish_leftovers(folder) == []
         return file
 
-    monkeypatch.setattr(recordings, "_create_new", create_new)
+    monkeypatch.setattr(streamfiles, "create_new", create_new)
     running = Recorder(tmp_path, "session-1", CONTENT)
     running.finish()
     (path,) = tmp_path.iterdir()
@@ -108,7 +109,7 @@ def test_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(recordings.fcntl, "flock", refuse)
+    monkeypatch.setattr(streamfiles.fcntl, "flock", refuse)
     with pytest.raises(OSError, match="No locks"):
         Recorder(tmp_path, "session-1", CONTENT)
     assert list(tmp_path.iterdir()) == []

@@ -19,10 +19,12 @@ from ismrmrd.serialization import ConfigFile
 import recorder
 from conftest import PATIENCE, Peer, bytes_of, header_xml, make_acquisition, make_header, write_module
 from constants import MessageId
-from mrdio import recordings
+from mrdio import recordings, streamfiles
+from mrdio.conversion import convert_stream, protocol_name
 from mrdio.limits import MIB, Limits
 from mrdio.mrdfile import MrdReader
-from mrdio.recordings import Recorder, convert_stream, make_folder, protocol_name
+from mrdio.recordings import Recorder
+from mrdio.streamfiles import make_folder
 from server import HANDLES
 from server_process import ServerProcess
 
@@ -88,10 +90,10 @@ def test_disk_that_fills_up_costs_the_rest_of_the_recording(counting, monkeypatc
     opening = len(bytes_of(ConfigFile("counting"), make_header()))
     room = opening + 10 * READOUT + 17
 
-    def create_new(folder, stem, suffix, create_new=recordings._create_new):
+    def create_new(folder, stem, suffix, create_new=streamfiles.create_new):
         return FailingFile(create_new(folder, stem, suffix), room, code)
 
-    monkeypatch.setattr(recordings, "_create_new", create_new)
+    monkeypatch.setattr(streamfiles, "create_new", create_new)
     monkeypatch.setattr(recordings, "_reserve", lambda *_: None)
     texts, folder = counting(50)
     assert texts[-1] == "received 50"
@@ -153,7 +155,7 @@ LIMITED = """
 import errno, pathlib, resource, sys
 sys.path[:0] = {paths!r}
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-from mrdio import recordings
+from mrdio import recordings, streamfiles
 said = []
 running = recordings.Recorder(pathlib.Path({folder!r}), "session-1", b"", None, said.append)
 content = pathlib.Path({source!r}).read_bytes()
@@ -216,7 +218,7 @@ def test_folder_that_cannot_be_written_is_told_and_the_session_goes_on(counting,
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(recordings, "_create_new", refuse)
+    monkeypatch.setattr(streamfiles, "create_new", refuse)
     texts, folder = counting(5)
     assert texts[-1] == "received 5"
     (error,) = texts[:-1]
