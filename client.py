@@ -55,8 +55,8 @@ from connection import Connection
 from constants import MessageId
 from mrdio.codec import MrdError
 from mrdio.commandline import log_to, number
+from mrdio.h5groups import MrdFileError
 from mrdio.limits import Limits
-from mrdio.mrdfile import MrdFileError
 from mrdio.mrdheader import parse_header
 from mrdio.mrdsource import Item, Source, open_source
 from mrdio.pacing import Pace

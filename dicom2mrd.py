@@ -34,7 +34,8 @@ from dicomio.header import acquisition_ticks, acquisition_time, clean_text, echo
 from dicomio.packing import FRAME_KEY, HASH_KEY, JSON_KEY, pack_frames, pixel_hash
 from dicomio.pixels import decode_frames
 from dicomio.series import ObjectEntry, Series, survey
-from mrdio.mrdfile import MrdFileError, MrdWriter, open_mrd
+from mrdio.h5groups import MrdFileError, open_mrd
+from mrdio.mrdfile import MrdWriter
 
 logger = logging.getLogger(__name__)
 

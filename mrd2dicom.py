@@ -42,7 +42,8 @@ from dicomio.update import (
     put_window,
     summarise_frames,
 )
-from mrdio.mrdfile import MrdFileError, MrdReader
+from mrdio.h5groups import MrdFileError
+from mrdio.mrdfile import MrdReader
 from mrdio.mrdheader import parse_header
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import mrdhelper
-from mrdio.mrdfile import MrdReader, image_holders
+from mrdio.h5groups import image_holders
+from mrdio.mrdfile import MrdReader
 
 logger = logging.getLogger(__name__)
 

@@ -34,8 +34,9 @@ import h5py
 
 from constants import MessageId
 from mrdio.codec import StreamBroken, encode, read_messages
+from mrdio.h5groups import MrdFileError, open_mrd
 from mrdio.limits import Limits
-from mrdio.mrdfile import MrdFileError, MrdWriter, open_mrd
+from mrdio.mrdfile import MrdWriter
 
 try:
     import fcntl

@@ -11,7 +11,8 @@ import ismrmrd
 
 from constants import MessageId
 from mrdio.codec import Message, MrdError, read_messages
-from mrdio.mrdfile import MrdFileError, MrdReader
+from mrdio.h5groups import MrdFileError
+from mrdio.mrdfile import MrdReader
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 

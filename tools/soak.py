@@ -36,7 +36,8 @@ from connection import Connection
 from mrdio.codec import MrdError
 from mrdio.commandline import number
 from mrdio.conversion import protocol_name
-from mrdio.mrdfile import MrdFileError, MrdReader
+from mrdio.h5groups import MrdFileError
+from mrdio.mrdfile import MrdReader
 from recon.trajectory import write_metafile
 from scripted import CLOSE, cartesian, config, header, message, named
 from server import HOUSEKEEPING

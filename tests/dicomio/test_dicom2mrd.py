@@ -22,7 +22,8 @@ from dicomio import files
 from dicomio import geometry as dicomgeometry
 from dicomio.files import DicomFileError
 from dicomio.header import seconds_of_day
-from mrdio.mrdfile import MrdFileError, MrdReader
+from mrdio.h5groups import MrdFileError
+from mrdio.mrdfile import MrdReader
 from mrdio.mrdheader import parse_header
 
 

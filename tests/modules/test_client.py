@@ -26,7 +26,8 @@ from conftest import (
     write_module,
     write_mrd_file,
 )
-from mrdio.mrdfile import MrdFileError, MrdReader
+from mrdio.h5groups import MrdFileError
+from mrdio.mrdfile import MrdReader
 
 PROJECT = Path(client.__file__).parent
 

@@ -18,7 +18,8 @@ import pytest
 import client
 from conftest import bytes_of, header_xml, make_acquisition, make_header, make_image, write_mrd_file
 from constants import MessageId
-from mrdio.mrdfile import MrdFileError, MrdReader
+from mrdio.h5groups import MrdFileError
+from mrdio.mrdfile import MrdReader
 from outputfile import PartFile, check_output, join, join_command, join_in_process
 from server_process import PROJECT
 

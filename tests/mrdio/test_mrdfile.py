@@ -9,7 +9,8 @@ import pytest
 
 from conftest import header_xml, make_acquisition, make_header, make_image, make_waveform, write_mrd_file
 from mrdio import mrdfile
-from mrdio.mrdfile import BATCH, MrdFileError, MrdReader, MrdWriter, image_groups
+from mrdio.h5groups import MrdFileError, image_groups
+from mrdio.mrdfile import BATCH, MrdReader, MrdWriter
 
 DTYPES = ["u2", "i2", "u4", "i4", "f4", "f8", "c8", "c16"]
 

@@ -8,7 +8,7 @@ from ismrmrd.hdf5 import acquisition_header_dtype, image_header_dtype, waveform_
 from test_mrdfile import READOUTS, WAVEFORMS, assert_same_image, read_all, write
 
 from conftest import make_image, write_mrd_file
-from mrdio.mrdfile import MrdFileError
+from mrdio.h5groups import MrdFileError
 
 
 @pytest.fixture

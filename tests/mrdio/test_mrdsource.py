@@ -9,7 +9,7 @@ import pytest
 from ismrmrd.serialization import ConfigFile
 
 from conftest import bytes_of, header_xml, make_acquisition, make_header, make_image, make_waveform, write_mrd_file
-from mrdio.mrdfile import MrdFileError
+from mrdio.h5groups import MrdFileError
 from mrdio.mrdsource import in_time_order, open_source
 
 READOUTS = [make_acquisition(number) for number in range(4)]  # time stamps 1000, 1010, 1020, 1030
