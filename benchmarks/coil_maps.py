@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rtspiral_bart_tvrecon import TfdConfig, TfdReconstruction
-
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
@@ -25,6 +23,7 @@ import coils
 from recon import nufft, spiral
 from recon.readouts import Readouts, receive
 from recon.trajectory import write_metafile
+from rtspiral_bart_tvrecon import TfdConfig, TfdReconstruction
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan, Simulation, simulate
 from solvers import bart_recon, calibration

@@ -26,9 +26,6 @@ from typing import Any
 import ismrmrd
 import numpy as np
 
-from rtspiral_bart_tvrecon import TfdConfig
-from spiral_xdgrasp_recon import XdConfig
-
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
@@ -39,10 +36,12 @@ from connection import Connection
 from mrdio.mrdheader import parse_header
 from recon import configuration, nufft, physio
 from recon.trajectory import write_metafile
+from rtspiral_bart_tvrecon import TfdConfig
 from simulation.gridding import gridded
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan, Simulation, simulate
 from solvers import bart_recon
+from spiral_xdgrasp_recon import XdConfig
 
 ARMS, FRAMES, SHARED_ARMS = 7, 48, 55
 DESIGN = SpiralDesign()

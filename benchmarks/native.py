@@ -25,9 +25,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rtspiral_bart_tvrecon import TfdReconstruction
-from spiral_xdgrasp_recon import XdReconstruction
-
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
@@ -38,10 +35,12 @@ import spiral_xdgrasp_recon
 from recon import configuration, nufft, physio, spiral
 from recon import readouts as kept
 from recon.trajectory import write_metafile
+from rtspiral_bart_tvrecon import TfdReconstruction
 from simulation.spiraldesign import SpiralDesign
 from simulation.spiralsimulation import Scan, Simulation
 from solvers import backends as solvers
 from solvers import bart_recon, movies, native_recon
+from spiral_xdgrasp_recon import XdReconstruction
 
 LONG, VERY_LONG = 240, 2000  # frames; the latter for a GPU
 ITERATIONS = (3, 6, 9, 12, 18, 24, 30)

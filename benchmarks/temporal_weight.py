@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rtspiral_bart_tvrecon import TfdConfig, TfdReconstruction
-
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
@@ -24,6 +22,7 @@ import coils
 from recon import spiral
 from recon.readouts import Readouts, data_scale, receive
 from recon.trajectory import write_metafile
+from rtspiral_bart_tvrecon import TfdConfig, TfdReconstruction
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan, simulate
 from solvers import bart_recon, calibration, movies

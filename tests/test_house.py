@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,10 @@ def test_few_files_stand_at_the_root():
 def test_every_room_says_what_it_is_for():
     for room in ROOMS:
         assert ast.get_docstring(ast.parse((PROJECT / room / "__init__.py").read_text("utf-8"))), room
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "benchmarks").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_benchmarks_find_what_they_import(path):
+    code = f"import runpy; runpy.run_path({str(path)!r}, run_name='imported')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=path.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

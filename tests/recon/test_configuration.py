@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import pytest
 
+from cartesian_recon import CartesianConfig
 from recon.configuration import PROJECT_FOLDER, ConfigurationError, declared, from_mapping, load, parameter
 from rtspiral_bart_tvrecon import TfdConfig
 from simplenufft1arm import ViewSharingConfig
 from spiral_xdgrasp_recon import XdConfig
 
-SPIRAL_CONFIGS = [ViewSharingConfig, TfdConfig, XdConfig]
+CONFIGS = [CartesianConfig, ViewSharingConfig, TfdConfig, XdConfig]
 
 
 def read(tmp_path, text, cls=ViewSharingConfig, name="config.toml"):
@@ -28,7 +29,7 @@ def error_of(tmp_path, text, cls=ViewSharingConfig, name="config.toml"):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("cls", SPIRAL_CONFIGS)
+@pytest.mark.parametrize("cls", CONFIGS)
 def test_shipped_file_holds_every_key_with_its_default_and_a_comment(cls):
     assert load(cls) == from_mapping(cls, {}, "nothing")
     text = (PROJECT_FOLDER / cls.FILE).read_text()
@@ -43,7 +44,7 @@ def test_shipped_file_holds_every_key_with_its_default_and_a_comment(cls):
         assert lines[row - 1].startswith("# "), f"{one.name} has no comment"
 
 
-@pytest.mark.parametrize("cls", SPIRAL_CONFIGS)
+@pytest.mark.parametrize("cls", CONFIGS)
 def test_every_declaration_describes_itself_and_accepts_its_default(cls):
     for one in declared(cls):
         assert one.parameter.description.endswith(".")
