@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from _typeshed import DataclassInstance
+
+    class FileDataclass(DataclassInstance, Protocol):
+        """Configuration dataclass that names its file."""
+
+        FILE: ClassVar[str]
+
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +37,7 @@ PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 """Where relative paths start that the folder in which the server was started does not have."""
 
 Config = TypeVar("Config", bound="DataclassInstance")
-FileConfig = TypeVar("FileConfig", bound="SpiralConfig")
+FileConfig = TypeVar("FileConfig", bound="FileDataclass")
 
 
 class ConfigurationError(ValueError):
