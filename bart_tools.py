@@ -87,7 +87,7 @@ def find_bart(configured: str | Path = "") -> Bart:
         What was found does not behave like BART.
     """
     if str(configured).strip():
-        places = {"config value BART_TOOLBOX_PATH": str(configured)}
+        places: dict[str, str | None] = {"config value BART_TOOLBOX_PATH": str(configured)}
     else:
         places = {f"environment variable {name}": os.environ.get(name) for name in ENVIRONMENT_VARIABLES}
         places["PATH"] = shutil.which("bart")
@@ -284,7 +284,7 @@ def run(
             raise BartError(f"bart {command} ended well, but {error}: {listener.words()}{_space(folder)}") from error
 
 
-def _sweep(parent: Path | None) -> None:
+def _sweep(parent: str | None) -> None:
     """Remove what servers that were killed left behind: a RAM disk full of it would starve the machine."""
     for folder in Path(parent or tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
         found = re.match(r"(\d+)-", folder.name.removeprefix(_FOLDER_PREFIX))
@@ -319,27 +319,29 @@ def _execute(
         )  # fmt: skip
     except OSError as error:
         raise BartError(f"{arguments[0]} cannot be run: {error.strerror}") from error
+    output = process.stdout
+    assert output is not None  # a pipe, as asked for
     deadline = time.monotonic() + timeout
     kill = weakref.finalize(process, kill_group, process.pid)  # also at the interpreter's exit, should that come first
     try:
-        os.set_blocking(process.stdout.fileno(), False)
+        os.set_blocking(output.fileno(), False)
         with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
+            selector.register(output, selectors.EVENT_READ)
             while process.poll() is None:
                 if stop():
                     raise BartCancelledError(f"bart {arguments[1]} was cancelled")
                 if time.monotonic() > deadline:
                     raise BartTimeoutError(f"bart {arguments[1]} passed its limit of {timeout:g} s: {listener.words()}")
                 if selector.get_map() and selector.select(_POLL):
-                    if data := process.stdout.read(65536):
+                    if data := output.read(65536):
                         listener.feed(data)
                     else:
-                        selector.unregister(process.stdout)
+                        selector.unregister(output)
                 elif not selector.get_map():
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(_POLL)
         kill()
-        listener.feed((process.stdout.read(2**20) or b"") + b"\n")
+        listener.feed((output.read(2**20) or b"") + b"\n")
         return process.returncode
     finally:
         kill()
@@ -347,7 +349,7 @@ def _execute(
             process.wait(_KILL_TIMEOUT)
         if process.returncode is None:
             logger.error("process %d of bart %s does not die", process.pid, arguments[1])
-        process.stdout.close()
+        output.close()
 
 
 @functools.cache

@@ -76,20 +76,23 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
 
     lines = CalibrationLines(header, whitening.whitened, connection.dependency, connection.warn)
     reconstruct = Reconstruction(options, metadata, lines, whitening, connection.info, connection.warn)
-    to_pixels = as_they_are if options.snr_units else mrdhelper.SeriesScale(header, connection.warn)
+    to_pixels = None if options.snr_units else mrdhelper.SeriesScale(header, connection.warn)
     index = 0
     for volume in lines.awaited(sort_volumes(readouts, header, connection.warn, lines.add)):
         for phase in range(len(volume.heads)):
             magnitude, g_factor = reconstruct(volume, phase)
-            if not options.snr_units:
+            if to_pixels is not None:
                 to_pixels.see(magnitude)
-            for head, *images in zip(cartesian.partition_heads(volume, phase), magnitude, g_factor, strict=True):
+            for head, pixels, gain in zip(cartesian.partition_heads(volume, phase), magnitude, g_factor, strict=True):
                 index += 1
-                place = {"index": index, "field_of_view": cartesian.field_of_view(volume)}
-                connection.send_image(mrdhelper.build_image(to_pixels(images[0]), head, header, **place))
+                view = cartesian.field_of_view(volume)
+                shown = as_they_are(pixels) if to_pixels is None else to_pixels(pixels)
+                connection.send_image(mrdhelper.build_image(shown, head, header, index=index, field_of_view=view))
                 if options.snr_units:
                     connection.send_image(
-                        mrdhelper.build_image(images[1], head, header, series=1, meta=G_FACTOR, **place)
+                        mrdhelper.build_image(
+                            gain, head, header, index=index, series=1, field_of_view=view, meta=G_FACTOR
+                        )
                     )
     if index == 0:
         connection.warn("there were no imaging readouts, so there is no image")

@@ -281,7 +281,7 @@ def run(options: ClientOptions) -> Result:
             if part.path is not None:
                 result.part = part.path
                 if complete:
-                    _join(result)
+                    _join(part.path, result)
         except BaseException as error:
             if part.path is not None and part.path.exists():  # else it has just joined the output
                 error.add_note(_where_kept(part.path, result))
@@ -289,9 +289,9 @@ def run(options: ClientOptions) -> Result:
     return result
 
 
-def _join(result: Result) -> None:
+def _join(part: Path, result: Result) -> None:
     try:
-        join_in_process(result.part, result.output, result.group)
+        join_in_process(part, result.output, result.group)
         result.part = None
     except MrdFileError as error:
         result.errors.append(f"what came back could not be kept in {result.output}: {error}")

@@ -83,7 +83,7 @@ def process_raw(acqGroup: list[Any], connection: Connection, config: Any, metada
     reconstructed = []  # (pixels [channel, row, column], header, field of view)
     for plane in cartesian.sort_readouts(acqGroup, metadata, connection.warn):
         # k-space, sorted into a Cartesian grid [channel, phase encode, readout, phase]
-        data = plane.kspace
+        data: NDArray[Any] = plane.kspace
 
         # Fourier transform
         data = fft.ifftshift(data, axes=(1, 2))

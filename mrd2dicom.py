@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import ismrmrd
 import numpy as np
@@ -131,7 +131,7 @@ def _integer(value: float | None) -> int | None:
     return None if value is None or abs(value) > LARGEST_INTEGER_STRING else int(value)
 
 
-def is_multiframe(source: Dataset | None) -> bool:
+def is_multiframe(source: Dataset | None) -> TypeGuard[Dataset]:
     """True if a source is one frame of an object with several, or with functional groups."""
     return source is not None and (frame_count(source) > 1 or is_enhanced(source))
 
@@ -141,11 +141,12 @@ def from_source(parts: list[Part], plan: SeriesPlan) -> Dataset:
     """DICOM object of the parts that were frames of one object, or of a single one."""
     changed = any(part.changed for part in parts)
     pixels = np.stack([part.pixels for part in parts])
-    stored = store(pixels, plan.values, parts[0].source) if changed else None
+    sources = [part.source for part in parts if part.source is not None]
+    stored = store(pixels, plan.values, sources[0]) if changed else None
     is_colour = parts[0].kind == ismrmrd.IMTYPE_RGB
-    for part in parts:
-        frame = Frame(part.source)
-        if part.moved:
+    for part, source in zip(parts, sources, strict=True):
+        frame = Frame(source)
+        if part.moved and part.plane is not None:
             put_geometry(frame, part.plane)
         if part.changed:
             mark_derived(frame, part.meta, part.kind)
@@ -155,14 +156,14 @@ def from_source(parts: list[Part], plan: SeriesPlan) -> Dataset:
             rescale = put_rescale(frame, part.meta, stored)
             shown = (plan.values.low, plan.values.high) if part.changed else None
             put_window(frame, part.meta, rescale, shown)
-    dataset = parts[0].source
+    dataset = sources[0]
     if not is_multiframe(dataset):
         if "NumberOfFrames" in dataset:
             dataset.NumberOfFrames = 1
     else:
         altered = [number for number, part in enumerate(parts) if part.changed]
         main = altered[0] if altered else 0
-        dataset = merge_frames([part.source for part in parts], [part.source_frame for part in parts], main)
+        dataset = merge_frames(sources, [part.source_frame for part in parts], main)
         if altered and dataset.get("SourceImageSequence"):
             dataset.SourceImageSequence[-1].ReferencedFrameNumber = [parts[n].source_frame + 1 for n in altered]
         if altered and is_enhanced(dataset):

@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ismrmrd
 import numpy as np
@@ -207,7 +208,7 @@ def survey(reader: MrdReader, name: str) -> Series:
     count, *axes = reader.image_shape(name)
     if max(axes[-2:], default=0) > LARGEST_PX:
         raise ValueError(f"images of {axes[-1]} x {axes[-2]} pixels, expected at most {LARGEST_PX} a side")
-    shape: tuple[int, ...] = ()
+    shape = (0, 0, 0)
     entries: list[Entry] = []
     samples: dict[int, list[np.ndarray]] = {}
     has_overlays = False
@@ -218,7 +219,7 @@ def survey(reader: MrdReader, name: str) -> Series:
         entries.append(entry)
         has_overlays = has_overlays or any(str(key).startswith(("ROI_", "Text_")) for key in meta)
         planes = to_planes(image.data, head.image_type)
-        shape = planes.shape[:3]
+        shape = (planes.shape[0], planes.shape[1], planes.shape[2])
         if planes.ndim == 3 and entry.window is None:
             step = max(1, count * planes.size // WINDOW_SAMPLES) | 1  # odd: not the same columns in every row
             samples.setdefault(head.image_type, []).append(planes.ravel()[::step].copy())
@@ -472,8 +473,10 @@ def save_frames(frames: Iterator[Image.Image], target: Path, duration: float) ->
         return
     raster = max(10, round(duration, -1))  # a GIF counts time in 10 ms
     second = next(frames, None)
-    others = map(to_palette, itertools.chain([second], frames))
-    animation = {"save_all": True, "append_images": others, "duration": raster, "loop": 0} if second else {}
+    animation: dict[str, Any] = {}
+    if second is not None:
+        others = map(to_palette, itertools.chain([second], frames))
+        animation = {"save_all": True, "append_images": others, "duration": raster, "loop": 0}
     to_palette(first).save(target, **animation)
 
 

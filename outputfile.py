@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 
@@ -38,10 +38,8 @@ from mrdio.h5groups import MrdFileError, open_mrd
 from mrdio.limits import Limits
 from mrdio.mrdfile import MrdWriter
 
-try:
+if sys.platform != "win32":  # Windows does not replace a file that is open: nothing is lost, but the step may fail
     import fcntl
-except ImportError:  # Windows does not replace a file that is open, so nothing is lost there, but the step may fail
-    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ class PartFile:
         self.path: Path | None = None
         self._output = output
         self._header_xml = header_xml
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None
         self._size = 0
         self._is_empty = True
 
@@ -88,27 +86,27 @@ class PartFile:
         if self._file is None:
             handle, name = _make_part(self._output)
             self._file, self.path = os.fdopen(handle, "wb", buffering=0), Path(name)
-            self._append(MessageId.METADATA_XML_TEXT, self._header_xml)
-        self._append(identifier, content)
+            self._append(self._file, MessageId.METADATA_XML_TEXT, self._header_xml)
+        self._append(self._file, identifier, content)
         self._is_empty = False
 
-    def _append(self, identifier: MessageId, content: Any) -> None:
+    def _append(self, file: io.FileIO, identifier: MessageId, content: Any) -> None:
         try:
             for buffer in encode(identifier, content):
                 rest = memoryview(buffer).cast("B") if len(buffer) else buffer
                 while len(rest):
-                    rest = rest[self._file.write(rest) :]
+                    rest = rest[file.write(rest) :]
         except OSError:
-            self._file.truncate(self._size)
+            file.truncate(self._size)
             raise
-        self._size = self._file.tell()
+        self._size = file.tell()
 
     def close(self) -> None:
         """Close the file; one that nothing could be written into is removed."""
         if self._file is None:
             return
         self._file.close()
-        if self._is_empty:
+        if self._is_empty and self.path is not None:
             self.path.unlink()
             self.path = None
 
@@ -229,7 +227,7 @@ def join(part: Path, output: Path, group: str) -> None:
                         writer.write(message.content)
             except StreamBroken as error:
                 logger.warning("%s breaks off in its last message, which is left out: %s", part, error)
-        if fcntl is None:
+        if sys.platform == "win32":
             stream.close()  # Windows removes no file that is open
         part.unlink()
 
@@ -258,7 +256,7 @@ def _new_version(output: Path) -> Iterator[Path]:
                 h5py.File(path, "w", locking=False).close()
             yield path
             os.fsync(file.fileno())
-            if fcntl is None:
+            if sys.platform == "win32":
                 file.close()  # Windows moves no file that is open
                 until_replaced.close()  # and replaces none
             path.replace(output)
@@ -269,7 +267,7 @@ def _new_version(output: Path) -> Iterator[Path]:
     _sync_folder(output.parent)
 
 
-def _locked(path: Path, flags: int = os.O_CREAT, wait: bool = True) -> BinaryIO:
+def _locked(path: Path, flags: int = os.O_CREAT, wait: bool = True) -> io.FileIO:
     """Open a file that no other process has; with a lock on the file itself, which needs no further file.
 
     Raises
@@ -282,7 +280,7 @@ def _locked(path: Path, flags: int = os.O_CREAT, wait: bool = True) -> BinaryIO:
         handle = os.open(path, flags, 0o666)
         file = os.fdopen(handle, "r+b", buffering=0)
         try:
-            if fcntl is not None:
+            if sys.platform != "win32":
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_at(path, handle):
                 return file
@@ -309,7 +307,7 @@ def _remove_unfinished(output: Path) -> None:
         path.unlink()
 
 
-def _keep_writers_out(output: Path, file: BinaryIO) -> None:
+def _keep_writers_out(output: Path, file: io.FileIO) -> None:
     """Lock the open output as its readers do, until it is closed: HDF5 then refuses to open it for writing.
 
     Raises
@@ -318,7 +316,7 @@ def _keep_writers_out(output: Path, file: BinaryIO) -> None:
         If another program has it open for writing for longer than `WRITER_PATIENCE`.
     """
     deadline = time.monotonic() + WRITER_PATIENCE
-    while fcntl is not None:
+    while sys.platform != "win32":
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as error:  # the run before this one gives its lock back just after its last step
@@ -332,7 +330,7 @@ def _keep_writers_out(output: Path, file: BinaryIO) -> None:
             return
 
 
-def _copy(source: BinaryIO, target: BinaryIO) -> None:
+def _copy(source: io.FileIO, target: io.FileIO) -> None:
     """Copy a file, its owner and mode; where the file system can, its blocks are shared and not copied."""
     facts = os.fstat(source.fileno())
     if hasattr(os, "fchown"):

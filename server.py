@@ -23,10 +23,8 @@ from serving.summary import Outcome, SessionSummary
 from serving.waiting import Pending, WaitingQueue
 from serving.workers import BREAK_OFF_WAIT, ProcessWorker, ThreadWorker, Worker, warm_up_processes
 
-try:
+if sys.platform != "win32":  # which has no limit on open files
     import resource
-except ImportError:  # Windows has no such limit
-    resource = None
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +122,7 @@ class Server:
         if self._options.processes:
             warm_up_processes()
         logger.info("Listening on %s:%d", *self.address)
-        if self._converter is not None:
+        if self._converter is not None and self._leftovers is not None:
             self._converter.start()
             self._leftovers.convert_leftovers(self._options.session.save_folder)
             self._leftovers.close()
@@ -148,8 +146,7 @@ class Server:
             self._listener.close()
             self._waiting.close()
             self._end_sessions()
-            if self._converter is not None:
-                self._stop_converting()
+            self._stop_converting()
             if guard is not None:
                 guard.stop()
             self._selector.close()
@@ -220,7 +217,7 @@ class Server:
         sock, name, peer = pending.sock, pending.name, pending.peer
         try:
             if self._options.processes:
-                worker = ProcessWorker(sock, name, peer, self._options.session, self._options.setup_process)
+                worker: Worker = ProcessWorker(sock, name, peer, self._options.session, self._options.setup_process)
             else:
                 convert = None if self._converter is None else self._converter.convert
                 options = self._options.session
@@ -297,14 +294,15 @@ class Server:
             self._converter.finish(max(0.0, wait))
 
     def _stop_converting(self) -> None:
-        if left := self._leftovers.stop() | self._converter.stop():
+        converters = [each for each in (self._leftovers, self._converter) if each is not None]
+        if left := set[Path]().union(*(converter.stop() for converter in converters)):
             folder = self._options.session.save_folder
             logger.warning("%d recordings stay streams in %s: they are converted at the next start", len(left), folder)
 
 
 def _has_handles() -> bool:
     """Tell whether this process may open so many more files and sockets that a session can begin."""
-    if resource is None or not (handles := Path("/proc/self/fd")).is_dir():
+    if sys.platform == "win32" or not (handles := Path("/proc/self/fd")).is_dir():
         return True
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

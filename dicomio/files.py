@@ -16,6 +16,7 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -25,7 +26,7 @@ from pydicom.uid import (
 logger = logging.getLogger(__name__)
 
 # A fixed number of our own (UUID-derived, PS3.5 B.2), so that files say which program wrote them.
-IMPLEMENTATION_CLASS_UID = "2.25.297945047532927965731116448647015611440"
+IMPLEMENTATION_CLASS_UID = UID("2.25.297945047532927965731116448647015611440")
 IMPLEMENTATION_VERSION = "MRD_RECON_0_1"
 
 # What pydicom and the decoders behind it are known to raise on broken or hostile data.

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.valuerep import format_number_as_ds
 
 from dicomio.files import PYDICOM_ERRORS, quiet_pydicom
-from dicomio.geometry import NOWHERE, MrdGeometry, Plane, to_mrd
+from dicomio.geometry import NOWHERE, MrdGeometry, Plane, to_mrd, vector
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class Frame:
         """
         try:
             with quiet_pydicom():
-                return self._places.get(tag_for_keyword(keyword), self.dataset).get(keyword)
+                tag = tag_for_keyword(keyword)
+                return (self.dataset if tag is None else self._places.get(tag, self.dataset)).get(keyword)
         except PYDICOM_ERRORS as error:
             logger.debug("%s cannot be read: %s", keyword, error)
             return None
@@ -170,20 +171,21 @@ def plane_of(frame: Frame) -> Plane | None:
     rows, columns = frame.number("Rows"), frame.number("Columns")
     if position is None or orientation is None or not rows or not columns:
         return None
-    along_row, along_column = orientation[:3], orientation[3:]
+    first_pixel, along_row, along_column = np.array(position), vector(orientation[:3]), vector(orientation[3:])
     offsets = frame.get("GridFrameOffsetVector")
     if offsets is not None and not is_enhanced(frame.dataset):
         try:
             shift = float(offsets[frame.index]) - float(offsets[0])
         except (TypeError, ValueError, IndexError):
             shift = 0.0
-        position = np.asarray(position) + shift * np.cross(along_row, along_column)
+        first_pixel += shift * np.cross(along_row, along_column)
     thickness = frame.number("SliceThickness") or frame.number("SpacingBetweenSlices")
+    row_spacing, column_spacing = frame.numbers("PixelSpacing", 2) or (1.0, 1.0)
     return Plane(
-        first_pixel=tuple(float(value) for value in position),
+        first_pixel=vector(first_pixel),
         along_row=along_row,
         along_column=along_column,
-        spacing=frame.numbers("PixelSpacing", 2) or (1.0, 1.0),
+        spacing=(row_spacing, column_spacing),
         shape=(int(rows), int(columns)),
         thickness=abs(thickness) if thickness else None,
     )

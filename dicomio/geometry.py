@@ -83,10 +83,10 @@ def to_mrd(plane: Plane) -> MrdGeometry:
     position = np.asarray(plane.first_pixel, dtype=float) + offset
     rows, columns = plane.shape
     return MrdGeometry(
-        position=_vector(position),
+        position=vector(position),
         read_dir=plane.along_row,
         phase_dir=plane.along_column,
-        slice_dir=_vector(np.cross(plane.along_row, plane.along_column)),
+        slice_dir=vector(np.cross(plane.along_row, plane.along_column)),
         field_of_view=(plane.spacing[1] * columns, plane.spacing[0] * rows, plane.thickness or 0.0),
     )
 
@@ -117,12 +117,12 @@ def to_planes(head: Any) -> list[Plane] | None:
     normal = np.cross(along_row, along_column)
     if np.dot(normal, np.nan_to_num(tuple(head.slice_dir))) < 0:
         normal = -normal
-    offset = reference_offset(_vector(along_row), _vector(along_column), spacing, (rows, columns))
+    offset = reference_offset(vector(along_row), vector(along_column), spacing, (rows, columns))
     return [
         Plane(
-            first_pixel=_vector(position + (index - slices // 2) * (thickness or 1.0) * normal - offset),
-            along_row=_vector(along_row),
-            along_column=_vector(along_column),
+            first_pixel=vector(position + (index - slices // 2) * (thickness or 1.0) * normal - offset),
+            along_row=vector(along_row),
+            along_column=vector(along_column),
             spacing=spacing,
             shape=(rows, columns),
             thickness=thickness,
@@ -157,6 +157,7 @@ def _positive(value: float) -> float:
     return float(value) if math.isfinite(value) and value > 0 else 0.0
 
 
-def _vector(values: Any) -> Vector:
+def vector(values: Any) -> Vector:
+    """Three numbers as a vector."""
     x, y, z = (float(value) for value in values)
     return x, y, z

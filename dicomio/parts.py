@@ -122,7 +122,7 @@ def parts_of(image: ismrmrd.Image) -> Iterator[Part]:
                 moved=False,
             )
             if source is not None:
-                _compare_geometry(part)
+                _compare_geometry(part, source)
             yield part
 
 
@@ -142,12 +142,12 @@ def _components(data: NDArray[Any], head: ismrmrd.ImageHeader) -> Iterator[tuple
             yield channel, kind, suffix
 
 
-def _compare_geometry(part: Part) -> None:
+def _compare_geometry(part: Part, source: Dataset) -> None:
     """Say whether a part lies elsewhere than its source; one that lost its geometry lies where the source was."""
     # The functional groups that travel with an image are those of its own frame; other objects list all frames.
-    expected = mrd_geometry(Frame(part.source, 0 if is_enhanced(part.source) else part.source_frame))
+    expected = mrd_geometry(Frame(source, 0 if is_enhanced(source) else part.source_frame))
     shape = part.pixels.shape[:2]
-    same_matrix = (part.source.get("Rows"), part.source.get("Columns")) == shape
+    same_matrix = (source.get("Rows"), source.get("Columns")) == shape
     if part.plane is None and any(expected.read_dir):
         part.moved = not same_matrix
         if part.moved:
@@ -156,7 +156,13 @@ def _compare_geometry(part: Part) -> None:
             for name in ("position", "read_dir", "phase_dir", "slice_dir", "field_of_view"):
                 setattr(head, name, getattr(expected, name))
             head.matrix_size[:] = (shape[1], shape[0], 1)
-            part.plane = to_planes(head)[0]
+            if planes := to_planes(head):
+                part.plane = planes[0]
+            else:
+                logger.warning(
+                    "that is none, since its directions are not orthogonal: its DICOM attributes are left out"
+                )
+                part.source, part.changed, part.moved = None, False, False
         return
     part.moved = part.plane is not None and not (
         same_matrix and part.head.matrix_size[2] == 1 and same_geometry(expected, part.head)

@@ -147,22 +147,28 @@ def put_rescale(frame: Frame, meta: Mapping[str, Any], stored: StoredPixels | No
     -------
     Slope and intercept from the image's pixels to their meaning.
     """
-    present = frame.number("RescaleSlope"), frame.number("RescaleIntercept")
+    present = _pair(frame, "RescaleSlope", "RescaleIntercept")
     slope, intercept = meta_number(meta, "RescaleSlope"), meta_number(meta, "RescaleIntercept")
     if not slope or intercept is None:
-        slope, intercept = (1.0, 0.0) if stored is not None or None in present else (present[0] or 1.0, present[1])
+        slope, intercept = (1.0, 0.0) if stored is not None or present is None else (present[0] or 1.0, present[1])
     factor, offset = (1.0, 0.0) if stored is None else (stored.slope, stored.intercept)
     wanted = factor * slope, offset * slope + intercept
     if not math.isfinite(UINT16_MAXIMUM * abs(wanted[0]) + abs(wanted[1])) or wanted[0] == 0:
         logger.warning("rescaling by %g and %g leaves no finite numbers, and is left out", slope, intercept)
         slope, intercept = 1.0, 0.0
         wanted = factor, offset
-    if None in present:
+    if present is None:
         if wanted != (1.0, 0.0):
             _set_rescale(frame, wanted)
     elif not np.allclose(wanted, present, rtol=1e-9, atol=0):
         _set_rescale(frame, wanted)
     return slope, intercept
+
+
+def _pair(frame: Frame, first: str, second: str) -> tuple[float, float] | None:
+    """Values of two attributes that go together; None when one is absent."""
+    values = frame.number(first), frame.number(second)
+    return None if values[0] is None or values[1] is None else (values[0], values[1])
 
 
 def _set_rescale(frame: Frame, values: tuple[float, float]) -> None:
@@ -199,8 +205,8 @@ def put_window(
     if not all(map(math.isfinite, wanted)) or wanted[1] <= 0:
         logger.warning("a window of centre %g and width %g is no finite one, and is left out", *wanted)
         return
-    present = frame.number("WindowCenter"), frame.number("WindowWidth")
-    if None not in present and np.allclose(wanted, present, rtol=1e-6, atol=1e-6):
+    present = _pair(frame, "WindowCenter", "WindowWidth")
+    if present is not None and np.allclose(wanted, present, rtol=1e-6, atol=1e-6):
         return
     macro = "FrameVOILUTSequence"
     frame.put(macro, "WindowCenter", decimal(wanted[0]))

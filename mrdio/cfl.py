@@ -58,7 +58,7 @@ def write_cfl(base: Path, array: np.ndarray) -> None:
     base.with_suffix(".hdr").write_text(f"# Dimensions\n{' '.join(map(str, shape))}\n")
     with base.with_suffix(".cfl").open("wb") as file:
         for slab in _slabs(array):
-            file.write(np.asfortranarray(slab, dtype=np.complex64).T)
+            file.write(np.asfortranarray(slab, dtype=np.complex64).T.data)
 
 
 def _slabs(array: np.ndarray) -> Iterator[np.ndarray]:

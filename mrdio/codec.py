@@ -13,12 +13,13 @@ Exceptions::
 """
 
 import ctypes
+import io
 import logging
 import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import ismrmrd
@@ -62,14 +63,14 @@ class Message:
 # ---- bytes from a stream -------------------------------------------------------------------------------------------
 
 
-def _read(stream: BinaryIO, count: int, what: str) -> bytes:
+def _read(stream: io.BufferedIOBase, count: int, what: str) -> bytes:
     data = stream.read(count)
     if len(data) != count:
         raise StreamBroken(f"the stream ends after {len(data)} bytes of {what}, expected {count}")
     return data
 
 
-def _read_array(stream: BinaryIO, shape: tuple[int, ...], dtype: Any, limit: int, what: str) -> np.ndarray:
+def _read_array(stream: io.BufferedIOBase, shape: tuple[int, ...], dtype: Any, limit: int, what: str) -> np.ndarray:
     """Read a C-ordered array. Its memory is only taken up as data come, so a false size costs nothing."""
     dtype = np.dtype(dtype)
     count = dtype.itemsize
@@ -94,7 +95,7 @@ def decode_text(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def read_identifier(stream: BinaryIO) -> int | None:
+def read_identifier(stream: io.BufferedIOBase) -> int | None:
     """Identifier of the next message, or None at the end of the stream.
 
     Raises
@@ -113,30 +114,30 @@ def read_identifier(stream: BinaryIO) -> int | None:
 # ---- readers -------------------------------------------------------------------------------------------------------
 
 
-def _read_config_file(stream: BinaryIO, limits: Limits) -> str:
+def _read_config_file(stream: io.BufferedIOBase, limits: Limits) -> str:
     return decode_text(_read(stream, CONFIG_FILE_NAME.size, "CONFIG_FILE"))
 
 
-def _read_counted(stream: BinaryIO, limit: int, what: str) -> str:
+def _read_counted(stream: io.BufferedIOBase, limit: int, what: str) -> str:
     (length,) = TEXT_LENGTH.unpack(_read(stream, TEXT_LENGTH.size, f"a {what} length"))
     if length > limit:
         raise ProtocolError(f"a {what} of {length} bytes is announced, the limit is {limit}")
     return decode_text(_read(stream, length, what))
 
 
-def _read_text(stream: BinaryIO, limits: Limits) -> str:
+def _read_text(stream: io.BufferedIOBase, limits: Limits) -> str:
     return _read_counted(stream, limits.text, "text")
 
 
-def _read_header(stream: BinaryIO, limits: Limits) -> str:
+def _read_header(stream: io.BufferedIOBase, limits: Limits) -> str:
     return _read_counted(stream, limits.header, "header")
 
 
-def _read_close(stream: BinaryIO, limits: Limits) -> None:
+def _read_close(stream: io.BufferedIOBase, limits: Limits) -> None:
     return None
 
 
-def _read_acquisition(stream: BinaryIO, limits: Limits) -> ismrmrd.Acquisition:
+def _read_acquisition(stream: io.BufferedIOBase, limits: Limits) -> ismrmrd.Acquisition:
     header = _read(stream, ctypes.sizeof(ismrmrd.AcquisitionHeader), "an acquisition header")
     head = ismrmrd.AcquisitionHeader.from_buffer_copy(header)
     samples = head.number_of_samples
@@ -147,14 +148,14 @@ def _read_acquisition(stream: BinaryIO, limits: Limits) -> ismrmrd.Acquisition:
     return ismrmrd.Acquisition(head, data, trajectory)
 
 
-def _read_waveform(stream: BinaryIO, limits: Limits) -> ismrmrd.Waveform:
+def _read_waveform(stream: io.BufferedIOBase, limits: Limits) -> ismrmrd.Waveform:
     header = _read(stream, ctypes.sizeof(ismrmrd.WaveformHeader), "a waveform header")
     head = ismrmrd.WaveformHeader.from_buffer_copy(header)
     shape = (head.channels, head.number_of_samples)
     return ismrmrd.Waveform(head, _read_array(stream, shape, np.uint32, limits.data, "a waveform's data"))
 
 
-def _read_image(stream: BinaryIO, limits: Limits) -> ismrmrd.Image:
+def _read_image(stream: io.BufferedIOBase, limits: Limits) -> ismrmrd.Image:
     header = _read(stream, ctypes.sizeof(ismrmrd.ImageHeader), "an image header")
     head = ismrmrd.ImageHeader.from_buffer_copy(header)
     (length,) = ATTRIBUTES_LENGTH.unpack(_read(stream, ATTRIBUTES_LENGTH.size, "an image's attribute length"))
@@ -176,7 +177,7 @@ def make_image(head: ismrmrd.ImageHeader, attributes: str, data: np.ndarray) -> 
     return ismrmrd.Image(head, meta=parse_attributes(attributes), data=data)
 
 
-IMAGE_DTYPES = {
+IMAGE_DTYPES: dict[int, np.dtype] = {
     ismrmrd.DATATYPE_USHORT: np.dtype(np.uint16),
     ismrmrd.DATATYPE_SHORT: np.dtype(np.int16),
     ismrmrd.DATATYPE_UINT: np.dtype(np.uint32),
@@ -305,10 +306,10 @@ def _write_image(image: ismrmrd.Image) -> list[bytes | memoryview]:
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 
-Reader = Callable[[BinaryIO, Limits], Any]
+Reader = Callable[[io.BufferedIOBase, Limits], Any]
 Writer = Callable[[Any], list]
 
-CODECS: dict[MessageId, tuple[Reader, Writer]] = {
+CODECS: dict[int, tuple[Reader, Writer]] = {
     MessageId.CONFIG_FILE: (_read_config_file, _write_config_file),
     MessageId.CONFIG_TEXT: (_read_text, _write_text),
     MessageId.METADATA_XML_TEXT: (_read_header, _write_text),
@@ -320,7 +321,7 @@ CODECS: dict[MessageId, tuple[Reader, Writer]] = {
 }
 
 
-def read_content(identifier: int, stream: BinaryIO, limits: Limits) -> Message:
+def read_content(identifier: int, stream: io.BufferedIOBase, limits: Limits) -> Message:
     """Read what follows an identifier.
 
     Raises
@@ -340,7 +341,7 @@ def read_content(identifier: int, stream: BinaryIO, limits: Limits) -> Message:
     return Message(MessageId(identifier), read(stream, limits))
 
 
-def read_messages(stream: BinaryIO, limits: Limits | None = None) -> Iterator[Message]:
+def read_messages(stream: io.BufferedIOBase, limits: Limits | None = None) -> Iterator[Message]:
     """Messages of an ISMRMRD stream, up to CLOSE or to the end of the stream between two messages.
 
     Raises

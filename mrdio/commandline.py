@@ -64,7 +64,8 @@ def log_to(
         handlers.append(logging.FileHandler(logfile, encoding="utf-8"))
     formatter = JsonFormatter() if as_json else TextFormatter(line_end, sessions)
     for handler in handlers:
-        handler.terminator = line_end
+        if isinstance(handler, logging.StreamHandler):
+            handler.terminator = line_end
         handler.setFormatter(formatter)
         handler.addFilter(SessionFilter())
     if sessions:

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import BinaryIO
 
 from constants import MessageId
 from mrdio.codec import MrdError, ProtocolError, read_messages
@@ -70,7 +69,7 @@ def convert_stream(path: Path, limits: Limits | None = None) -> Path | None:
     return target
 
 
-def _convert_claimed(path: Path, stream: BinaryIO, limits: Limits) -> Path | None:
+def _convert_claimed(path: Path, stream: "io.BufferedReader[io.FileIO]", limits: Limits) -> Path | None:
     """Convert a stream that this process has claimed; returns the MRD file, None when there were no data."""
     facts = os.fstat(stream.fileno())
     if not facts.st_size:  # which no disk is too full for
@@ -106,7 +105,7 @@ def _check_room(path: Path, keep_free: int) -> None:
         raise OSError(errno.ENOSPC, f"{needed // MIB} MiB are to be converted, {free // MIB} MiB are free, {kept}")
 
 
-def _copy_messages(stream: BinaryIO, writer: MrdWriter, limits: Limits) -> tuple[str, int, bool]:
+def _copy_messages(stream: "io.BufferedReader[io.FileIO]", writer: MrdWriter, limits: Limits) -> tuple[str, int, bool]:
     """Copy a stream into an MRD file; returns protocol name, number of messages with data, whether all was readable."""
     protocol, data, opening = "", 0, True
     writers = {

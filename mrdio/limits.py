@@ -159,7 +159,7 @@ class _SetLimit(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, text: Any, option: str | None = None) -> None:
         """Read one."""
-        name, _, value = text.partition("=")
+        name, _, given = text.partition("=")
         field = self._fields.get(name)
         if field is None:
             near = difflib.get_close_matches(name, self._fields, n=1)
@@ -167,14 +167,15 @@ class _SetLimit(argparse.Action):
             parser.error(f"{option} {text}: there is no limit {name!r}; {hint}Known are: {', '.join(self._fields)}")
         kind = int if field.type is int and field.metadata["unit"] == 1 else float
         try:
-            number = kind(value)
+            number = kind(given)
         except ValueError:
             number = math.nan
         if not field.metadata["low"] <= number <= 1e9:
             word = "whole number" if kind is int else "number"
             parser.error(f"{option} {text}: must be {name}= and a {word} of at least {field.metadata['low']:.3g}")
-        found = {**getattr(namespace, self.dest, {}), field.name: field.type(number * field.metadata["unit"])}
-        setattr(namespace, self.dest, found)
+        amount = number * field.metadata["unit"]
+        value = int(amount) if field.type is int else float(amount)
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), field.name: value})
 
 
 class _ShowLimits(argparse.Action):

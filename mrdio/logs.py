@@ -76,7 +76,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
-        session = f"{escaped(str(record.session)):<10} " if self._sessions else ""
+        session = f"{escaped(str(vars(record)['session'])):<10} " if self._sessions else ""
         lines = [f"{self.formatTime(record)} {record.levelname:<8} {session}{escaped(record.getMessage())}"]
         lines += [f"    {escaped(line)}" for line in _traceback(record).split("\n") if line]
         return self._line_end.join(lines)
@@ -95,7 +95,7 @@ class JsonFormatter(logging.Formatter):
         entry = {
             "time": datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds"),
             "level": record.levelname,
-            "session": str(record.session),
+            "session": str(vars(record)["session"]),
             "logger": record.name,
             "message": record.getMessage(),
             **(summary if isinstance(summary, dict) else {}),

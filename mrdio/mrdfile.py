@@ -206,8 +206,11 @@ class MrdReader:
 
 
 def _copy_fields(source: np.ndarray, target: np.ndarray) -> None:
-    for name in target.dtype.names:
-        if name not in source.dtype.names:
+    given = source.dtype.names
+    if given is None:
+        raise ValueError("it has a number where the fields of a header are to be")
+    for name in target.dtype.names or ():
+        if name not in given:
             continue  # a field that came with a later version of the format stays zero
         if target.dtype[name].names:
             _copy_fields(source[name], target[name])
@@ -390,8 +393,10 @@ class MrdWriter:
         name, further = f"image_{series}", 0
         while name in self._group:
             existing = self._group[name].get("data") if isinstance(self._group[name], h5py.Group) else None
-            fits = existing is not None and existing.shape[1:] == data.shape and existing.dtype == data.dtype
-            if fits and existing.maxshape[0] is None:  # other programs write groups that cannot grow
+            if (
+                existing is not None and existing.shape[1:] == data.shape and existing.dtype == data.dtype
+                and existing.maxshape[0] is None  # other programs write groups that cannot grow
+            ):  # fmt: skip
                 return self._group[name]
             further += 1
             name = f"image_{series}_{further}"

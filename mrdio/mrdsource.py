@@ -1,11 +1,12 @@
 """Source of what a client sends: the content of an MRD .h5 file or of an ISMRMRD stream file, through one interface."""
 
+import io
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self, TypeAlias
 
 import ismrmrd
 
@@ -16,7 +17,7 @@ from mrdio.mrdfile import MrdReader
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
-Item = ismrmrd.Acquisition | ismrmrd.Waveform | ismrmrd.Image
+Item: TypeAlias = ismrmrd.Acquisition | ismrmrd.Waveform | ismrmrd.Image
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _open_stream(path: Path, waveforms: bool) -> Source:
     )
 
 
-def _checked_messages(path: Path, stream: BinaryIO) -> Iterator[Message]:
+def _checked_messages(path: Path, stream: io.BufferedIOBase) -> Iterator[Message]:
     try:
         yield from read_messages(stream)
     except MrdError as error:

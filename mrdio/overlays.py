@@ -4,14 +4,15 @@ Modules reach these functions as ``mrdhelper.create_roi`` and so on.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def create_roi(
-    x: Sequence[float],
-    y: Sequence[float],
+    x: Sequence[float] | NDArray[Any],
+    y: Sequence[float] | NDArray[Any],
     rgb: Sequence[float] = (1, 0, 0),
     thickness: float = 1,
     style: int = 0,

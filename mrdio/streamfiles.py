@@ -10,15 +10,14 @@ import itertools
 import logging
 import os
 import re
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-try:
+if sys.platform != "win32":  # which refuses to rename a file that is open: that protects a running recording as well
     import fcntl
-except ImportError:  # Windows refuses to rename a file that is open, which protects a running recording as well
-    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +128,7 @@ def claim_stream(path: Path) -> io.FileIO | None:
         return None
     _claims.add(file)
     try:
-        if fcntl is not None:
+        if sys.platform != "win32":
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if is_named(path, file):  # and not the former file of that name, which another process had until now
             return file
@@ -152,7 +151,7 @@ def is_named(path: Path, file: BinaryIO) -> bool:
 
 def release(claim: io.FileIO) -> None:
     """Unlock a stream, also where a process that is just being started has the open file as well."""
-    if fcntl is not None:
+    if sys.platform != "win32":
         fcntl.flock(claim, fcntl.LOCK_UN)
     claim.close()
 

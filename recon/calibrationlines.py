@@ -82,7 +82,7 @@ class CalibrationLines:
             return separate
         own = self._own(volume, phase)
         if (merged := self._merged.get((*volume.key[1:], phase))) is not None and _rows(own) < FEWEST:
-            own = _central(merged, np.abs(merged).any(axis=(0, 3)))
+            own = _central(merged, np.any(merged, axis=(0, 3)))
         if _rows(own) < FEWEST and not self._asked:
             self._asked = True
             if (measurement := self._stored("SenMap")) is not None:
@@ -117,7 +117,7 @@ class CalibrationLines:
         sampled = volume.sampled[..., phase] > 0
         merged = np.where(sampled[..., np.newaxis], volume.kspace[..., phase], before)
         self._merged[key] = merged
-        return _central(merged, np.abs(merged).any(axis=(0, 3)))
+        return _central(merged, np.any(merged, axis=(0, 3)))
 
 
 def _rows(block: NDArray[Any]) -> int:
@@ -176,5 +176,6 @@ def place_calibration(
         if 0 <= row < rows and 0 <= partition < partitions and begin < end:
             kspace[:, partition, row, begin:end] += samples[:, begin - start : end - start]
             count[partition, row, begin:end] += 1
-    sampled = count.any(axis=2)
-    return (kspace / np.maximum(count, 1), sampled) if sampled.any() else None
+    kspace /= np.maximum(count, 1)
+    sampled = np.any(count, axis=2)
+    return (kspace, sampled) if sampled.any() else None

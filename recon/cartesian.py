@@ -145,8 +145,8 @@ def missing_lines(plane: KSpacePlane) -> str | None:
     limits = plane.encoding.encodingLimits
     axes = []  # (which of its lines occur, how many there should be)
     for along, limit in (
-        (acquired.any(axis=0), limits.kspace_encoding_step_1),
-        (acquired.any(axis=1), limits.kspace_encoding_step_2),
+        (np.any(acquired, axis=0), limits.kspace_encoding_step_1),
+        (np.any(acquired, axis=1), limits.kspace_encoding_step_2),
     ):
         promised = along.size if limit is None else min(limit.maximum - limit.minimum + 1, along.size)
         first, last = np.flatnonzero(along)[[0, -1]]

@@ -18,14 +18,26 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from _typeshed import DataclassInstance
+
+    class FileDataclass(DataclassInstance, Protocol):
+        """Configuration dataclass that names its file."""
+
+        FILE: ClassVar[str]
+
 
 logger = logging.getLogger(__name__)
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 """Where relative paths start that the folder in which the server was started does not have."""
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="DataclassInstance")
+FileConfig = TypeVar("FileConfig", bound="FileDataclass")
 
 
 class ConfigurationError(ValueError):
@@ -159,7 +171,7 @@ def convert(value: Any, kind: Any, limits: Parameter) -> Any:
         if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
             raise ValueError("no list of paths")
         return tuple(project_path(item) for item in value)
-    expected = {bool: bool, int: int, float: (int, float), str: str}.get(kind, str)
+    expected = (int, float) if kind is float else kind if kind in (bool, int) else str
     # In Python true is an int; in a configuration file it is not.
     if not isinstance(value, expected) or (kind is not bool and isinstance(value, bool)):
         raise ValueError("wrong type")
@@ -240,12 +252,12 @@ def _read_table(
             except (ValueError, OverflowError, OSError, RuntimeError):  # the latter two of paths that cannot be
                 problems.append(f"{key} = {value!r}: must be {allowed(kinds[name], limits)}")
     for name, item in names.items():  # also a default starts where relative paths start
-        if name not in found and kinds[name] == tuple[Path, ...]:
+        if name not in found and kinds[name] == tuple[Path, ...] and item.default is not dataclasses.MISSING:
             found[name] = tuple(project_path(path) for path in item.default)
     return cls(**found)
 
 
-def load(cls: type[Config], path: str | Path | None = None) -> Config:
+def load(cls: type[FileConfig], path: str | Path | None = None) -> FileConfig:
     """Read a configuration file.
 
     Parameters
@@ -305,8 +317,9 @@ class SpiralReconstruction:
 
 @dataclass(frozen=True)
 class SpiralConfig:
-    """Top level of every spiral configuration file."""
+    """Top level of every spiral configuration file; a module's own names its `FILE`."""
 
+    FILE: ClassVar[str]
     metafile_paths: tuple[Path, ...] = parameter(
         (Path("seq_meta"),), "Folders in which the metafile of the sequence is looked for, in this order."
     )

@@ -362,8 +362,8 @@ def corrected(
     channels = None
     directions = set()
     for item in items:
-        reference = getattr(item, "encoding_space_ref", None)
-        if not isinstance(item, ismrmrd.Acquisition) or reference >= len(encodings):
+        reference = item.encoding_space_ref if isinstance(item, ismrmrd.Acquisition) else len(encodings)
+        if reference >= len(encodings):
             yield item
             continue
         if reference not in known:

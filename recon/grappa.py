@@ -172,7 +172,7 @@ class Grappa:
         energy, amplified = ((np.abs(part) ** 2).sum(axis=-1).transpose(1, 2, 0) for part in (combining, through))
         # Lines at edges, and beside calibration lines, are sources of fewer targets than others.
         acquired = sampled & (lattice.places(*np.indices(sampled.shape)) == 0)
-        lines, used = np.count_nonzero(acquired), self._use(sampled, acquired, lattice)
+        lines, used = int(np.count_nonzero(acquired)), self._use(sampled, acquired, lattice)
         total = lines * (energy + used * (amplified - energy)) + (np.count_nonzero(sampled) - lines) * energy
         region = np.count_nonzero(acquired_region(sampled))
         ratio = np.where(energy > 0, total / region / np.where(energy > 0, energy, 1), 0)
@@ -196,7 +196,7 @@ class Grappa:
 
 def _line_numbers(number: NDArray[Any], sites: NDArray[np.int64], none: int) -> NDArray[Any]:
     """Look up sites [..., (partition, row)] in [partition, row]; `none` for those beyond the matrix."""
-    inside = ((sites >= 0) & (sites < number.shape)).all(axis=-1)
+    inside = np.all((sites >= 0) & (sites < number.shape), axis=-1)
     partitions, rows = np.moveaxis(np.where(inside[..., np.newaxis], sites, 0), -1, 0)
     return np.where(inside, number[partitions, rows], none)
 
@@ -326,7 +326,7 @@ def _kernel(
         few = np.arange(unknowns) % coils < NOISE_COILS
         noise_variance = max(float(np.quantile(np.linalg.eigvalsh(normal[few][:, few]), NULL_SPACE)), 0.0)
     noise_to_signal = noise_variance / max(
-        outer_energy - noise_variance, LEAST_SIGNAL * noise_variance, np.finfo(np.float32).tiny
+        outer_energy - noise_variance, LEAST_SIGNAL * noise_variance, float(np.finfo(np.float32).tiny)
     )
     weight = max(REGULARISATION * noise_to_signal, LEAST_WEIGHT) * normal.trace().real / unknowns
     factor = cho_factor(normal + weight * np.eye(unknowns, dtype=np.complex64), overwrite_a=True)

@@ -175,7 +175,9 @@ class Prewhitening:
             yield from items
             return
         items = iter(items)
-        noise, held = [], []  # what comes before the first imaging readout, whose bandwidth decides
+        # What comes before the first imaging readout, whose bandwidth decides.
+        noise: list[ismrmrd.Acquisition] = []
+        held: list[Any] = []
         for item in items:
             (noise if is_noise(item) else held).append(item)
             if isinstance(item, ismrmrd.Image) or self._is_imaging(item):

@@ -36,6 +36,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
 logger = logging.getLogger(__name__)
 
 # (oversampling, kernel width) by precision: errors of 5e-5 and below 1e-9 against direct sums.
@@ -54,7 +56,7 @@ def _compiled_loops() -> tuple[Callable, Callable]:
     # Unsigned indices: for signed ones each access would ask whether it counts from the end, and nothing is vectorised.
     index = np.uint64
 
-    def spread(grid, first, taps, data):  # noqa: ANN001, ANN202
+    def spread(grid: NDArray[Any], first: NDArray[np.int32], taps: NDArray[Any], data: NDArray[Any]) -> None:
         ny, nx, values = grid.shape
         width = taps.shape[2]
         flat = grid.reshape(grid.size)
@@ -75,7 +77,7 @@ def _compiled_loops() -> tuple[Callable, Callable]:
                 for n in range(before_edge, index(width * values)):
                     flat[start + n - before_edge] += weight * row[n]
 
-    def interpolate(grid, first, taps, data):  # noqa: ANN001, ANN202
+    def interpolate(grid: NDArray[Any], first: NDArray[np.int32], taps: NDArray[Any], data: NDArray[Any]) -> None:
         ny, nx, values = grid.shape
         width = taps.shape[2]
         flat = grid.reshape(grid.size)
@@ -152,13 +154,21 @@ class CpuBackend(ArrayBackend):
 
         super().__init__()
         self.fft = scipy.fft
-        self.spread, self.interpolate = _compiled_loops()
+        self._spread, self._interpolate = _compiled_loops()
 
     def prepare(self, real: np.dtype) -> None:
         """Compile the loops for this type, or load them."""
         grid, first, taps = np.zeros((1, 1, 2), real), np.zeros((0, 2), np.int32), np.zeros((0, 2, 1), real)
-        for loop in (self.spread, self.interpolate):
+        for loop in (self._spread, self._interpolate):
             loop(grid, first, taps, np.zeros((0, 2), real))
+
+    def spread(self, grid: Any, first: Any, taps: Any, data: Any) -> None:
+        """Add data to grid, as `ArrayBackend.spread`."""
+        self._spread(grid, first, taps, data)
+
+    def interpolate(self, grid: Any, first: Any, taps: Any, data: Any) -> None:
+        """Add the grid's values to data, as `ArrayBackend.interpolate`."""
+        self._interpolate(grid, first, taps, data)
 
 
 def _open_gpu(gpu_device: int) -> Any:

@@ -105,7 +105,7 @@ class ParallelImaging:
         calibration does not suffice.
         """
         region = acquired_region(sampled)
-        lines, sites = np.count_nonzero(sampled), np.count_nonzero(region)
+        lines, sites = int(np.count_nonzero(sampled)), int(np.count_nonzero(region))
         if lines == sites or self._method == "none":
             return Filled(kspace, sites, noise=lambda weights: _noise_of_zero_filling(weights, lines / sites))
         count = f"{lines} of {sites} lines were acquired"
@@ -137,7 +137,7 @@ class ParallelImaging:
         if kernels is None or kernels.coils != len(kspace) or kernels.lattice.steps != find_lattice(sampled).steps:
             kernels = calibrate(_needed(calibration()), kspace, sampled, noise_variance)
             self._kernels[series] = kernels
-        sites = np.count_nonzero(acquired_region(sampled))
+        sites = int(np.count_nonzero(acquired_region(sampled)))
 
         def noise(weights: NDArray[np.complex64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
             g_factor = kernels.g_factor(weights, sampled)
@@ -153,7 +153,7 @@ class ParallelImaging:
         image = solve(kspace, sampled, maps, **self._options)
         for axis in (1, 2, 3):
             image = centred_fft(image, axis)
-        return Filled(image.astype(np.complex64), np.count_nonzero(acquired_region(sampled)), combined=True)
+        return Filled(image.astype(np.complex64), int(np.count_nonzero(acquired_region(sampled))), combined=True)
 
 
 def _needed(calibration: NDArray[np.complex64] | None) -> NDArray[np.complex64]:

@@ -149,9 +149,9 @@ def prepare_each(
     if not prepared:
         raise refused[0][1]
     if refused:
-        number, error = refused[0]
+        number, reason = refused[0]
         others = f"; {len(refused) - 1} more, which the log lists" if len(refused) > 1 else ""
-        warn(f"slice {number} is left out: {error}{others}")
+        warn(f"slice {number} is left out: {reason}{others}")
     return prepared
 
 

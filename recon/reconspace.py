@@ -57,7 +57,7 @@ class ReconSpace:
         region = acquired_region(sampled)
         columns = self._volume.columns
         along = (0, columns.pixels) if self.removes_oversampling else self._volume.samples
-        return extent_of(region.any(axis=1)), extent_of(region.any(axis=0)), along
+        return extent_of(np.any(region, axis=1)), extent_of(np.any(region, axis=0)), along
 
     def to_image(self, kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
         """Image [coil, partition, row, column] of k-space after `without_oversampling`; as `cartesian.to_image`."""

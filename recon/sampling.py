@@ -61,13 +61,13 @@ def find_lattice(sampled: NDArray[np.bool_]) -> Lattice:
         There is no such lattice with at most `MAX_FACTOR` sites for each line, or no line at all.
     """
     region = acquired_region(sampled)
-    partitions, rows = np.indices(sampled.shape)
+    sites = np.indices(sampled.shape)
     for factor in range(1, MAX_FACTOR + 1):
         for partition_step in (step for step in range(1, factor + 1) if factor % step == 0):
             row_step = factor // partition_step
             for shift in range(row_step if sampled.shape[0] > partition_step else 1):
                 lattice = Lattice(partition_step, row_step, shift)
-                places = lattice.places(partitions, rows)
+                places = lattice.places(sites[0], sites[1])
                 present, missing = (
                     np.bincount(places[sites], minlength=factor) for sites in (sampled, region & ~sampled)
                 )

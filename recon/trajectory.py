@@ -280,7 +280,7 @@ def _numbers(content: dict[str, Any], key: str) -> NDArray[np.float64]:
 
 
 def _scalar(param: NDArray[Any], name: str, minimum: float) -> float:
-    if name not in param.dtype.names:
+    if name not in (param.dtype.names or ()):
         raise ValueError(f"has no param.{name}")
     value = np.asarray(param[name].item()).squeeze()
     if value.size != 1 or value.dtype.kind not in "iuf" or not minimum <= float(value.item()) < np.inf:
@@ -404,6 +404,7 @@ class ArmCounter:
                 logger.warning(text, self._highest, counter)
                 self._told = True
             self._restart(counter)
+        assert self._start is not None  # or _restart has set it
         start, first = self._start
         number = first + counter - start - bisect.bisect_left(self._others, counter)
         self._last_number = max(self._last_number, number)

@@ -164,6 +164,8 @@ class Converter:
         process = self._running()
         if process is None:
             return
+        assert process.stdin is not None  # pipes, as asked for
+        assert process.stdout is not None
         token = secrets.token_hex(8)  # unknown to the file, which could make a library print it
         with contextlib.suppress(BrokenPipeError):  # it has just died
             process.stdin.write(json.dumps([str(path), token]) + "\n")
@@ -202,6 +204,8 @@ class Converter:
             process, self._process = self._process, None
         if process is None:
             return 0
+        assert process.stdin is not None  # pipes, as asked for
+        assert process.stdout is not None
         with contextlib.suppress(OSError):  # what it had not read yet
             process.stdin.close()
         process.stdout.close()

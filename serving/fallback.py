@@ -239,7 +239,7 @@ def metafile_folders() -> tuple[Path, ...]:
     """Folders in which any spiral reconstruction looks for metafiles."""
     from recon import configuration, trajectory
 
-    folders = []
+    folders: list[Path] = []
     for settings in configuration.SpiralConfig.__subclasses__():
         try:
             folders += configuration.load(settings).metafile_paths
@@ -265,6 +265,8 @@ def gridded(kept: Kept, metadata: Any, folders: tuple[Path, ...]) -> Iterator[is
             arms.clear()
         arms.append(readout)
     fitted = scan.trajectory
+    if fitted is None:
+        raise ValueError("no imaging readout came in")
     plan = nufft.ArmPlan(fitted.cycles_per_fov(), (scan.matrix, scan.matrix), fitted.weights)
     to_pixels = mrdhelper.SeriesScale(metadata, logger.debug)
     before = kept.arms_before

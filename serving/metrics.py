@@ -138,7 +138,7 @@ class Metrics:
             ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
-        self.address: tuple[str, int] = self._server.server_address[:2]
+        self.address = (ADDRESS, self._server.server_port)
         logger.info("Metrics are served at http://%s:%d/metrics", *self.address)
 
     def watch(self, running: Callable[[], float] | None = None, waiting: Callable[[], float] | None = None) -> None:

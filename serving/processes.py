@@ -62,7 +62,10 @@ def _kill_descendants() -> None:
     """
     import psutil  # here: listening is not to wait for it
 
-    helpers = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}
+    helpers = {  # the stubs leave out what is private
+        forkserver._forkserver._forkserver_pid,  # type: ignore[attr-defined]
+        resource_tracker._resource_tracker._pid,  # type: ignore[attr-defined]
+    }
     with contextlib.suppress(psutil.Error, OSError):
         for process in psutil.Process().children(recursive=True):
             if process.pid not in helpers:

@@ -208,7 +208,7 @@ class Session:
         connection, summary = self._connection, self.summary
         kept = connection.keeper
         failed = summary.outcome in (Outcome.FAILED, Outcome.CLIENT_GONE)
-        if failed and kept is not None and not connection.has_ended:
+        if failed and isinstance(kept, fallback.Kept) and not connection.has_ended:
             limits = self._options.limits
             connection.drain(min(limits.fallback_wait, limits.timeout), limits.timeout, last=False)
             own = _part_of_module(self._process, "fallback")

@@ -43,6 +43,9 @@ class Worker(Protocol):
     pid: int | None
     sentinel: int | None
 
+    def start(self) -> None:
+        """Begin; OSError or RuntimeError if there is no room for a further thread or process."""
+
     def is_over(self) -> bool:
         """True if the session has ended; what its module has left in its process may go on."""
 
@@ -71,8 +74,8 @@ class Worker(Protocol):
 class ThreadWorker(threading.Thread):
     """Runs a session in a thread."""
 
-    pid = None
-    sentinel = None
+    pid: int | None = None
+    sentinel: int | None = None
 
     def __init__(self, session: Session) -> None:
         super().__init__(target=session.run, name=session.name, daemon=True)
@@ -223,7 +226,7 @@ class ProcessWorker:
         self._listen()
         summary = self._summary
         if summary.outcome is Outcome.RUNNING:
-            kill_group(self.pid)
+            self._kill_group()
             with _ONE_ASKS:
                 status = self._process.exitcode
             ending = _ending(status)
@@ -242,7 +245,7 @@ class ProcessWorker:
             self._reasons.close()
             self._process.close()
         if status:  # it died
-            kill_group(self.pid)
+            self._kill_group()
             logger.error("its process ended %s", _ending(status), extra={"session": self.name})
 
     def kill(self) -> None:
@@ -250,9 +253,13 @@ class ProcessWorker:
         with _ONE_ASKS:
             if not self._released:
                 self._process.kill()
-                kill_group(self.pid)
+                self._kill_group()
 
     give_up = kill
+
+    def _kill_group(self) -> None:
+        if self.pid is not None:  # it has been started
+            kill_group(self.pid)
 
 
 def _ending(status: int | None) -> str:
@@ -269,9 +276,11 @@ def _signal_name(number: int) -> str:
         return "unnamed"
 
 
-def _process_context() -> multiprocessing.context.BaseContext:
+def _process_context() -> "multiprocessing.context.SpawnContext | multiprocessing.context.ForkServerContext":
     """Processes branch off a small helper that has the imports done and no threads; Windows can only start afresh."""
-    return multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    if sys.platform == "win32":
+        return multiprocessing.get_context("spawn")
+    return multiprocessing.get_context("forkserver")
 
 
 def warm_up_processes() -> None:

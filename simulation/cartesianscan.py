@@ -203,7 +203,7 @@ class Scan:
     @property
     def slice_positions(self) -> NDArray[np.float64]:
         """Position along z of the middle of each slice [m]; that of a slab is that of partition `partitions` // 2."""
-        return (np.arange(self.slices) - (self.slices - 1) / 2) * SLICE_SPACING
+        return (np.arange(self.slices, dtype=float) - (self.slices - 1) / 2) * SLICE_SPACING
 
     @property
     def object(self) -> tuple[phantom.Ellipse, ...]:
@@ -228,6 +228,8 @@ class Scan:
     @property
     def lobe(self) -> Lobe:
         """Readout gradient of a line of an EPI scan."""
+        if self.epi is None:
+            raise ValueError("only a scan of EPI trains has a readout gradient")
         return make_lobe(self.samples, self.dwell, self.epi.ramp)
 
 

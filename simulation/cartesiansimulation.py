@@ -60,7 +60,7 @@ def header(scan: Scan) -> ismrmrd.xsd.ismrmrdHeader:
     )
     encoding = xsd.encodingType(
         trajectory=xsd.trajectoryType.CARTESIAN if scan.epi is None else xsd.trajectoryType.EPI,
-        trajectoryDescription=None if scan.epi is None else _epi_description(scan),
+        trajectoryDescription=None if scan.epi is None else _epi_description(scan, scan.epi),
         encodedSpace=xsd.encodingSpaceType(
             matrixSize=xsd.matrixSizeType(x=scan.samples, y=scan.rows, z=scan.partitions),
             fieldOfView_mm=xsd.fieldOfViewMm(x=width * scan.oversampling, y=height, z=depth),
@@ -137,12 +137,12 @@ def _echo_train_length(scan: Scan) -> int:
     return max(sum(not is_navigator(line) for line in train) for train in imaging)
 
 
-def _epi_description(scan: Scan) -> ismrmrd.xsd.trajectoryDescriptionType:
+def _epi_description(scan: Scan, epi: Epi) -> ismrmrd.xsd.trajectoryDescriptionType:
     """Readout gradient in the words of converters of Siemens data, times in microseconds."""
     xsd, lobe = ismrmrd.xsd, scan.lobe
     integers = {
         "etl": _echo_train_length(scan),
-        "numberOfNavigators": scan.epi.navigators,
+        "numberOfNavigators": epi.navigators,
         "rampUpTime": lobe.ramp_time,
         "rampDownTime": lobe.ramp_time,
         "flatTopTime": lobe.flat_top_time,
@@ -223,15 +223,16 @@ class KSpace:
         scan = self._scan
         factors = self._factors[line.slice if scan.partitions == 1 else line.partition]
         planes = self._planes[int(line.reversed)]
-        signal = sum(f[:, np.newaxis] * plane[:, line.row] for f, plane in zip(factors, planes, strict=True))
+        products = (f[:, np.newaxis] * plane[:, line.row] for f, plane in zip(factors, planes, strict=True))
+        signal: NDArray[np.complex128] = sum(products, start=np.zeros((), complex))
         if scan.epi is not None and line.reversed:
-            signal = signal * np.exp(1j * reversed_phase(scan))[:, np.newaxis]
+            signal = signal * np.exp(1j * reversed_phase(scan.epi, scan.coils))[:, np.newaxis]
         return signal * (CALIBRATION_SIGNAL if line.calibration else 1.0)
 
 
-def reversed_phase(scan: Scan) -> NDArray[np.float64]:
-    """Phase of reversed lines of EPI [coil] [rad]."""
-    return scan.epi.phase * (1 + 0.5 * np.sin(np.arange(scan.coils)))
+def reversed_phase(epi: Epi, coils: int) -> NDArray[np.float64]:
+    """Phase of reversed lines [coil] [rad]."""
+    return epi.phase * (1 + 0.5 * np.sin(np.arange(coils)))
 
 
 def _groups_by_slice(scan: Scan) -> list[tuple[Cylinder, ...]]:
@@ -267,7 +268,7 @@ class _NoiseSource:
     """Random samples with the covariance of a scan's noise; `factor` [coil, coil] times its adjoint is half of that."""
 
     random: np.random.Generator
-    factor: NDArray[np.complex128]
+    factor: NDArray[np.complexfloating]
 
     def samples(self, count: int, scale: float = 1.0) -> NDArray[np.complex128]:
         """Noise [coil, sample]; `scale` multiplies its standard deviation."""
@@ -353,7 +354,7 @@ def plane_positions(scan: Scan) -> NDArray[np.float64]:
     """Position along z of the middle of each slice, or of each partition [m]."""
     if scan.partitions == 1:
         return scan.slice_positions
-    return (np.arange(scan.partitions) - scan.partitions // 2) * SLICE_THICKNESS
+    return (np.arange(scan.partitions, dtype=float) - scan.partitions // 2) * SLICE_THICKNESS
 
 
 def density(scan: Scan) -> NDArray[np.float64]:

@@ -36,7 +36,7 @@ class Lobe:
         """Length of the lobe [us]."""
         return 2 * self.ramp_time + self.flat_top_time
 
-    def area(self, time: NDArray[np.float64]) -> NDArray[np.float64]:
+    def area(self, time: NDArray[np.floating]) -> NDArray[np.float64]:
         """Integral of the lobe, whose top is 1, from its beginning to each time [us]."""
         up = np.clip(time, 0, self.ramp_time)
         top = np.clip(time - self.ramp_time, 0, self.flat_top_time)

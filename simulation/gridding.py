@@ -1,6 +1,6 @@
 """Plain gridding of simulated readouts with the true coil maps: what iterative reconstructions are compared with."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from recon import nufft
 from simulation.spiralsimulation import Simulation
 
 
-def gridded(simulation: Simulation, groups: Iterable[Iterable[int]]) -> NDArray[np.float64]:
+def gridded(simulation: Simulation, groups: Iterable[Collection[int]]) -> NDArray[np.float64]:
     """Magnitude images [group, row, column] of groups of readouts, each by itself, combined with the true maps."""
     trajectory, size = simulation.trajectory, simulation.truth.matrix
     plan = nufft.ArmPlan(trajectory.cycles_per_fov(), (size, size), trajectory.weights)

@@ -61,13 +61,13 @@ def chest(contraction: ArrayLike, inhalation: ArrayLike, level: ArrayLike = 0.0,
         return size * along_x + shift_x, size * along_y + shift_y
 
     # x, y, a, b [cm], angle [rad], intensity; those that overlap add up. The brightest have an edge of 2 mm.
-    soft = [
+    soft: list[tuple[float | NDArray, ...]] = [
         (0, 0.12 * d, 11.4, 8.3 + 0.14 * d, 0, 0.34),  # skin and fat
         (-1.7, -4.4 + 0.05 * d, 0.95 + 0.08 * c, 0.95 + 0.08 * c, 0, 0.65),  # descending aorta
         (*heart(-3.0, 0.6), 2.7 * size * squeeze, 2.3 * size * squeeze, 0.5 + twist, 0.65),  # blood, left ventricle
         (*heart(2.5, 1.9), 2.5 * size * (1 - 0.3 * c), 1.7 * size * (1 - 0.4 * c), -0.45, 0.80),  # right ventricle
     ]
-    rows = (
+    rows: tuple[tuple[float | NDArray, ...], ...] = (
         (0, 0.12 * d, 10.6, 7.5 + 0.14 * d, 0, -0.19),  # what is inside of it is darker
         (7.2, 0.2 - 0.15 * d, 2.3 + 0.1 * d, 5.0 + 0.15 * d, 0.12, -0.12),  # right lung
         (-8.0, -0.2 - 0.15 * d, 1.5, 4.2 + 0.15 * d, -0.15, -0.12),  # left lung
@@ -185,7 +185,10 @@ def _compiled_sum() -> Callable:
     """Compile the sum over ellipses; it releases the interpreter lock."""
     import numba
 
-    def add(ellipses, k, frequencies, table, terms):  # noqa: ANN001, ANN202
+    def add(
+        ellipses: NDArray[np.float64], k: NDArray[np.float64], frequencies: NDArray[np.float64],
+        table: NDArray[np.float64], terms: NDArray[np.float64],
+    ) -> None:  # fmt: skip
         samples = k.shape[1]
         u, v, real, imag = np.empty(samples), np.empty(samples), np.empty(samples), np.empty(samples)
         for arm in range(k.shape[0]):

@@ -84,7 +84,7 @@ class Physiology:
     mean_beat: float
     still: bool = False
 
-    def state(self, times: NDArray[np.float64]) -> State:
+    def state(self, times: NDArray[np.floating]) -> State:
         """State at times [s] of any shape."""
         beat, since_beat, cardiac_phase = _part(self.beats, times)
         breath, _, respiratory_phase = _part(self.breaths, times)
@@ -99,7 +99,7 @@ class Physiology:
         return State(cardiac_phase, respiratory_phase, moves * contraction, moves * inhalation, since_beat)
 
 
-def _part(starts: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
+def _part(starts: NDArray[np.float64], times: NDArray[np.floating]) -> tuple[NDArray, NDArray, NDArray]:
     """Index of the period that each time is in, time since its start [s], and part of it that is over."""
     index = np.clip(np.searchsorted(starts, times, side="right") - 1, 0, len(starts) - 2)
     since = times - starts[index]
@@ -141,9 +141,10 @@ def make_physiology(
         _, _, breath_phase = _part(breaths, np.array(beats[-1]))
         sway = 1 - 0.04 * math.sin(2 * np.pi * float(breath_phase)) + 0.03 * random.standard_normal()
         beats.append(beats[-1] + mean_beat * min(max(sway, SHORTEST_BEAT), LONGEST_BEAT))
+    times = np.array(beats)
     if tr is not None:
-        beats = tr * np.rint(np.array(beats) / tr)
-    return Physiology(np.array(beats), breaths, depths, mean_beat)
+        times = tr * np.rint(times / tr)
+    return Physiology(times, breaths, depths, mean_beat)
 
 
 def ecg(physiology: Physiology, duration: float, start: int, random: np.random.Generator) -> Iterator[ismrmrd.Waveform]:

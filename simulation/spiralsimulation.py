@@ -312,7 +312,8 @@ def simulate(trajectory: Trajectory, scan: Scan) -> Simulation:
     received[1 + random.choice(scan.readouts - 2, scan.lost, replace=False)] = False
     k = trajectory.k
     if scan.girf is not None:
-        rotation = rotation_to_physical(*readout_axes(scan.rotation), scan.patient_position)
+        read_dir, phase_dir, slice_dir = readout_axes(scan.rotation)
+        rotation = rotation_to_physical(read_dir, phase_dir, slice_dir, scan.patient_position)
         k = predict_trajectory(k, scan.girf, trajectory.dwell, rotation)
     still_object = np.zeros((0, 6))
     if scan.point is not None:

@@ -56,7 +56,7 @@ class Truth:
     matrix: int
     pixel: float
     coils: Coils
-    time: NDArray[np.float64]
+    time: NDArray[np.floating]
     scan_counter: NDArray[np.int64]
     column: NDArray[np.int64]
     slice: NDArray[np.int64]

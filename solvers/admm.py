@@ -96,8 +96,9 @@ class ConjugateGradients:
     """
 
     def __init__(
-        self, normal: Callable[[Any, Any], None], invert: KSpaceInverse, images: Any, gradient: Any, data_term: float
-    ) -> None:
+        self, normal: Callable[[Any, Any], None], invert: Callable[[Any], float], images: Any, gradient: Any,
+        data_term: float,
+    ) -> None:  # fmt: skip
         self._normal, self._invert, self._images, self._gradient = normal, invert, images, gradient
         self._slope, self._direction = 0.0, array_module(images).zeros_like(images)
         self.objective = data_term

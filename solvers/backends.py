@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,7 +82,7 @@ class NativeSolver:
             frames, arms, coils, samples, matrix, columns=columns, gpu_device=self.gpu_device
         )
 
-    def reconstruct(self, parts: Iterable[Part], count: int) -> Iterator[NDArray[np.complex64]]:
+    def reconstruct(self, parts: Iterable[Part], count: int) -> Generator[NDArray[np.complex64], None, None]:
         """Yield the images [*frames, row, column] of each of `count` parts, in their order."""
         self.reporter.expect(count)
         jobs = ((part, self.gpu_device) for part in parts)

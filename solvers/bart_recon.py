@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -88,9 +88,10 @@ class BartSolver:
         coordinates, samples = calibration.central_samples(readouts)
         modern = {"-a", "-b", "-x"} <= self.bart.options("nlinv")
         size = f"{calibration.MATRIX}:{calibration.MATRIX}:1"
+        oversampling: list[str | float] = ["-a", 32, "-b", 16, "-x", size] if modern else []
         image, maps = self.run(
             "nlinv",
-            [*(["-a", 32, "-b", 16, "-x", size] if modern else []), "-S", "-d", 4, "-i", NEWTON_STEPS, "-t",
+            [*oversampling, "-S", "-d", 4, "-i", NEWTON_STEPS, "-t",
              on_axes(for_bart(coordinates), PHS2_DIM, PHS1_DIM, READ_DIM)],
             on_axes(samples, PHS2_DIM, COIL_DIM, PHS1_DIM),
             outputs=2,
@@ -152,7 +153,7 @@ class BartSolver:
         files = images + data * (coils + 3)  # the trajectory has three complex numbers for each sample
         return 32 * 2**20 + images * (20 + 9 * coils) + 2 * data * coils + files
 
-    def reconstruct(self, parts: Iterable[Part], count: int) -> Iterator[NDArray[np.complex64]]:
+    def reconstruct(self, parts: Iterable[Part], count: int) -> Generator[NDArray[np.complex64], None, None]:
         """Yield the images [*frames, row, column] of each of `count` parts, in their order.
 
         BART's differences are cyclic whatever the penalties say. With one axis, a pixel's differences are thresholded

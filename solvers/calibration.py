@@ -178,7 +178,9 @@ def nlinv(coordinates: NDArray, samples: NDArray, size: int = MATRIX, steps: int
         image, spectra = model.split(unknowns)
         maps = model.maps(spectra)
 
-        def normal(change: NDArray, out: NDArray, image=image, maps=maps, alpha=alpha) -> None:  # noqa: ANN001
+        def normal(
+            change: NDArray, out: NDArray, image: NDArray = image, maps: NDArray = maps, alpha: np.float32 = alpha
+        ) -> None:
             image_change, spectra_change = model.split(change)
             coil_images = model.normal(image_change * maps + image * model.maps(spectra_change))
             out[:] = model.derivative_adjoint(image, maps, coil_images) + alpha * change

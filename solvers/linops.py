@@ -226,7 +226,7 @@ class Plan:
 
     def forward(self, images: Any, arms: NDArray[np.intp]) -> NDArray[np.complex64]:
         """Return the samples [arm, coil, sample] of images [coil, row, column] on some of the arms."""
-        taken = {}
+        taken: dict[int, NDArray[np.complex64]] = {}
         for n in np.unique(arms // self.PART):
             own = arms[arms // self.PART == n]
             samples = self._parts[n].forward(images, own % self.PART)

@@ -161,7 +161,7 @@ def _divide(readouts: Readouts, solver: Solver, arms: int, most: int, count: int
     if available == 0:
         raise DataError(f"{len(readouts)} readouts are fewer than the {arms} of one frame")
     frames = min(available, most)
-    with_data = np.reshape(readouts.usable[: frames * arms], (frames, -1)).any(axis=1)
+    with_data = np.any(np.reshape(readouts.usable[: frames * arms], (frames, -1)), axis=1)
     count = count or _chunks_that_fit(solver, readouts, frames, arms)
     chunks = tuple(one for one in split(frames, count, solver.overlap) if with_data[one.kept].any())
     if not chunks:

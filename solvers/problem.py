@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -99,7 +99,7 @@ class Solver(Protocol):
     ) -> int:
         """Memory that a part takes beyond its samples [bytes]; `columns` of its arms differ."""
 
-    def reconstruct(self, parts: Iterable[Part], count: int) -> Iterator[NDArray[np.complex64]]:
+    def reconstruct(self, parts: Iterable[Part], count: int) -> Generator[NDArray[np.complex64], None, None]:
         """Yield the images [*frames, row, column] of each of `count` parts, in their order."""
 
 

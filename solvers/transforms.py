@@ -56,13 +56,21 @@ class FftwTransform(Transform):
         rows = pyfftw.zeros_aligned((*shape[:-1], shape[-1] + ROW_PADDING), np.complex64)
         self.buffer = rows[..., : shape[-1]]
         axes = (len(shape) - 2, len(shape) - 1)
-        self.forward, self.inverse = (
+        self._forward, self._inverse = (
             pyfftw.FFTW(
                 self.buffer, self.buffer, axes, direction, flags=("FFTW_MEASURE",), planning_timelimit=PLANNING_TIME
             ).execute
             for direction in ("FFTW_FORWARD", "FFTW_BACKWARD")
         )
         self.buffer[...] = 0  # planning has written into it
+
+    def forward(self) -> None:
+        """Transform with exp(-2 pi i ...)."""
+        self._forward()
+
+    def inverse(self) -> None:
+        """Transform with exp(+2 pi i ...), not divided by the number of pixels."""
+        self._inverse()
 
 
 def fourier_module(xp: Any) -> Any:

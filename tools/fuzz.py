@@ -69,12 +69,12 @@ def run_target(target: str, seconds: float, work: Path, seed: int = 0, merge: bo
     # Merged are inputs that reach further branches; how often they do counts for the mutations only.
     task = {"merge": 1, "use_counters": 0} if merge else {"max_total_time": max(1, round(seconds))}
     options = BOUNDS | task | {"print_final_stats": 1, "artifact_prefix": f"{findings}/{target}-", "seed": seed}
-    with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
-        command = [sys.executable, __file__, "--worker", target, f"{folder}/words"]
+    with tempfile.TemporaryDirectory(prefix="fuzz") as scratch:
+        command = [sys.executable, __file__, "--worker", target, f"{scratch}/words"]
         command += [f"-{name}={value}" for name, value in options.items()]
         command += map(str, [seeds, found] if merge else [found, seeds])  # what is new goes to the first
         done = subprocess.run(
-            command, env=os.environ | {"TMPDIR": folder}, cwd=folder, text=True, errors="replace", check=False,
+            command, env=os.environ | {"TMPDIR": scratch}, cwd=scratch, text=True, errors="replace", check=False,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=2 * seconds + 600,
         )  # fmt: skip
     new = sorted(set(findings.iterdir()) - before)

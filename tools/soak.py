@@ -119,10 +119,14 @@ def make_scans(folder: Path, crashing: bool = False) -> list[Scan]:
     """
     scans = []
 
-    def add(name: str, head: bytes, data: Sequence[bytes], readouts: int, **facts: float | list[int]) -> None:
+    def add(
+        name: str, head: bytes, data: Sequence[bytes], readouts: int, weight: float = 1.0, pace: float = 0.0,
+        waited_for: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         messages = [config(name), head, *data, CLOSE]
         (folder / f"{name}.bin").write_bytes(b"".join(messages))
-        scans.append(Scan(name, np.cumsum([len(each) for each in messages]).tolist(), readouts, **facts))
+        ends = np.cumsum([len(each) for each in messages]).tolist()
+        scans.append(Scan(name, ends, readouts, weight, pace, list(waited_for)))
 
     def noise(rows: int, channels: int, samples: int) -> list[bytes]:
         parts = np.random.default_rng([rows, channels, samples]).standard_normal((2, rows, channels, samples))
@@ -237,7 +241,7 @@ class Client:
         report.readouts = sum(end <= cut for end in scan.ends[2 : 2 + scan.readouts])
         report.items = sum(end <= cut for end in scan.ends[2:-1])
         content = memoryview(self._bytes[scan.name].replace(PROTOCOL.encode(), protocol.encode(), 1))[:cut]
-        sent_at, problems = [0.0] * len(scan.ends), []
+        sent_at, problems = [0.0] * len(scan.ends), list[str]()
         with socket.socket() as sock:
             if fault == "slow reader":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER)
@@ -491,7 +495,8 @@ def take_sample(server: ServerProcess, saved: Path, begin: float) -> Sample:
 
 def wait_for_rest(server: ServerProcess, keeper: Keeper) -> Sample:
     """Wait until nothing of the server has changed for a while, and nothing is left to convert; then look at it."""
-    calm, deadline, before = 0.0, time.monotonic() + REST, {}
+    calm, deadline = 0.0, time.monotonic() + REST
+    before: Sample = {}
     while calm < CALM and time.monotonic() < deadline:
         time.sleep(LOOK)
         keeper.empty()

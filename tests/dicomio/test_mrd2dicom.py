@@ -281,6 +281,16 @@ def test_hostile_attributes_never_stop_the_conversion(element, tmp_path):
     assert tools.run_program("dcmdump", next((tmp_path / "out").iterdir())).returncode == 0
 
 
+def test_new_matrix_of_a_source_whose_directions_are_none(tmp_path, caplog):
+    lost = (0.0, 0.0, 0.0)
+    dataset = tools.mr_dataset(3, 4, ImagePositionPatient=[1, 2, 3], ImageOrientationPatient=[1, 0, 0, 1, 0, 0])
+    meta = {"DicomJson": packed({key: value for key, value in dataset.to_json_dict().items() if key != "7FE00010"})}
+    (found,) = written(tmp_path, image_of(ramp(), position=lost, directions=(lost, lost, lost), meta=meta))
+    assert "not orthogonal" in caplog.text
+    np.testing.assert_array_equal(found.pixel_array, ramp())
+    assert found.ImageComments == mrd2dicom.GEOMETRY_UNKNOWN
+
+
 @pytest.mark.parametrize(
     "element",
     [
