@@ -22,14 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon.sampling import Lattice, acquired_region, find_lattice
+from recon.spectrum import estimate_noise, local_energy
 
 SAMPLES = 7  # of a kernel along the readout
 LINES, LINES_3D = 2, 4  # nearest lines that a kernel takes
 MAX_EQUATIONS = 32  # per unknown
 LEAST_WEIGHT, LEAST_SIGNAL = 1e-5, 0.1  # of the calibration's energy; of the noise variance
 LEVEL_RATIO = 4.0  # between one level of the signal-to-noise ratio and the next
-SMOOTHING = 9  # edge of the block of samples whose mean energy gives the signal there
-NULL_SPACE = 0.1  # of the calibration matrix's eigenvalues these at least are noise alone
 CHUNK = 2**20  # complex numbers worked on at once: small enough for the processor's cache
 
 
@@ -264,8 +263,7 @@ def calibrate(
     sampled
         [partition, row], where there is a line in `kspace`.
     noise_variance
-        Mean |noise|^2 of a sample, 1 for whitened data; None: estimated from the smallest eigenvalues of the
-        calibration.
+        Mean |noise|^2 of a sample, 1 for whitened data; None: `spectrum.estimate_noise`.
 
     Raises
     ------
@@ -275,8 +273,8 @@ def calibrate(
         The lines do not lie on a lattice.
     """
     lattice = find_lattice(sampled)
-    energy = np.vdot(calibration, calibration).real
-    if not (np.isfinite(energy) and energy > 0):
+    total = np.vdot(calibration, calibration).real
+    if not (np.isfinite(total) and total > 0):
         raise CalibrationError("the calibration lines are zero or not finite, or there are none")
     coils, *lines, samples = calibration.shape
     count = LINES if lines[0] == 1 else LINES_3D
@@ -290,9 +288,11 @@ def calibrate(
             f"the least, and have to fit in at {coils * count * SAMPLES} places; they fit in at {positions}"
         )
     fits = [_fit(calibration, lattice, *group) for group in groups]
+    energy = local_energy(kspace, sampled, lattice.steps[:2])
     if noise_variance is None:
-        noise_variance = min((max(float(np.quantile(fit[0], NULL_SPACE)), 0.0) for fit in fits), default=0.0)
-    ratio = signal_to_noise(kspace, sampled, noise_variance, lattice)
+        noise_variance = estimate_noise(kspace, sampled)
+    ratio = energy / max(noise_variance, np.finfo(np.float32).tiny) - 1
+    ratio = np.clip(ratio, LEAST_SIGNAL, 1 / LEAST_WEIGHT)
     exponents = np.round(np.log(ratio) / np.log(LEVEL_RATIO)).astype(int)
     present, levels = np.unique(exponents, return_inverse=True)
     ratios = LEVEL_RATIO**present
@@ -306,21 +306,6 @@ def calibrate(
             _Kernel(places, sources, weights.reshape(len(ratios), len(sources), SAMPLES, coils, len(places), coils))
         )
     return Grappa(lattice, coils, levels.reshape(ratio.shape), tuple(kernels))
-
-
-def signal_to_noise(
-    kspace: NDArray[Any], sampled: NDArray[np.bool_], noise_variance: float, lattice: Lattice
-) -> NDArray[np.float32]:
-    """Energy of the signal over that of the noise of each sample [partition, row, sample], from those around it."""
-    from scipy.ndimage import uniform_filter
-
-    energy = np.where(sampled[..., np.newaxis], (kspace.real**2 + kspace.imag**2).mean(axis=0), 0)
-    size = np.maximum(SMOOTHING, [2 * lattice.partition_step + 1, 2 * lattice.row_step + 1, 0])
-    mean = uniform_filter(energy, size, mode="constant")
-    share = uniform_filter(np.broadcast_to(1.0 * sampled[..., np.newaxis], energy.shape), size, mode="constant")
-    mean = np.where(share > 1e-6, mean / np.maximum(share, 1e-6), 0)
-    ratio = mean / max(noise_variance, np.finfo(np.float32).tiny) - 1
-    return np.clip(ratio, LEAST_SIGNAL, 1 / LEAST_WEIGHT)
 
 
 def _groups(lattice: Lattice, count: int, plane: bool) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
