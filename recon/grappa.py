@@ -105,9 +105,8 @@ class Grappa:
         # The last line stands for all that were not acquired; the coils of neighbouring samples lie side by side.
         lines = np.zeros((np.count_nonzero(acquired) + 1, kspace.shape[3] + SAMPLES - 1, self.coils), np.complex64)
         lines[:-1, SAMPLES // 2 : SAMPLES // 2 + kspace.shape[3]] = np.moveaxis(filled[:, acquired], 0, -1)
-        windows = np.lib.stride_tricks.sliding_window_view(lines.reshape(len(lines), -1), SAMPLES * self.coils, axis=1)[
-            :, :: self.coils
-        ]
+        flat = lines.reshape(len(lines), -1)
+        windows = np.lib.stride_tricks.sliding_window_view(flat, SAMPLES * self.coils, axis=1)[:, :: self.coils]
         number = np.full(sampled.shape, len(lines) - 1)
         number[acquired] = np.arange(len(lines) - 1)
 
@@ -227,7 +226,7 @@ class Grappa:
             energy = (np.abs(kernel.weights) ** 2).sum(axis=(2, 3, 5))
             there = _look_up(acquired, cells[:, np.newaxis] + kernel.sources, False)[cell]  # [site, line]
             energy = energy[:, :, np.searchsorted(kernel.places, place)]  # [level, line, site]
-            samples = (self._levels_of(cells)[cell, np.newaxis] == np.arange(count)[:, np.newaxis]).sum(axis=2)
+            samples = np.equal.outer(self._levels_of(cells)[cell], np.arange(count)).sum(axis=1)  # [site, level]
             applied += np.einsum("sl,gls,sg->g", there, energy, samples)
         return np.divide(applied, all_targets, out=np.zeros(count), where=all_targets > 0)
 
