@@ -2,8 +2,9 @@
 
     python benchmarks/cartesian_speed.py
 
-32 coils, 256 x 256 with twofold readout oversampling, every third line and 24 calibration lines, 20 slices, TR of a line
-5 ms. Each row is a process of its own; it is compared with the scan's time, and with the memory of two repetitions.
+32 coils, 256 x 256 with twofold readout oversampling, every third line and 24 calibration lines, 20 slices, 5 ms from
+line to line. Each row is a process of its own; it is compared with the scan's time, and with the memory of two
+repetitions.
 """
 
 import argparse

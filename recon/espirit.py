@@ -4,7 +4,7 @@ Blocks of neighbouring samples of all coils lie in a space of few dimensions. In
 sensitivities is the one whose blocks lie in that space: an eigenvector with eigenvalue 1. Where the object is larger
 than the field of view two places share a pixel, and there are two such vectors.
 
-How the choice was made: ``python benchmarks/cartesian.py``.
+How it compares: ``python benchmarks/cartesian.py``.
 
 Reference: Uecker et al., Magn Reson Med 2014;71:990, doi 10.1002/mrm.24751.
 """

@@ -114,7 +114,7 @@ class ParallelImaging:
             if method == "grappa":
                 filled = self._grappa(series, kspace, sampled, calibration, noise_variance)
             else:
-                filled = self._iterative(method, series, kspace, sampled, calibration)
+                filled = self._iterative(method, series, kspace, sampled, calibration, noise_variance)
         except (CalibrationError, IrregularSamplingError) as error:
             self._warn(f"{count}; the missing ones are taken as zero, expect aliasing: {error}")
             return Filled(kspace, sites, noise=lambda weights: _noise_of_zero_filling(weights, lines / sites))
@@ -145,12 +145,14 @@ class ParallelImaging:
 
         return Filled(kernels.fill(kspace, sampled), sites, noise=noise)
 
-    def _iterative(self, method: str, series: Any, kspace: Any, sampled: Any, calibration: Any) -> Filled:
+    def _iterative(
+        self, method: str, series: Any, kspace: Any, sampled: Any, calibration: Any, noise_variance: float | None
+    ) -> Filled:
         maps = self._maps.get(series)
         if maps is None or maps.shape[1:] != kspace.shape:
             maps = self._maps[series] = espirit.coil_maps(_needed(calibration()), kspace.shape[1:], SETS)
         solve = sense.l1_wavelet if method == "l1-wavelet" else sense.sense
-        image = solve(kspace, sampled, maps, **self._options)
+        image = solve(kspace, sampled, maps, **self._options, noise_variance=noise_variance)
         for axis in (1, 2, 3):
             image = centred_fft(image, axis)
         return Filled(image.astype(np.complex64), int(np.count_nonzero(acquired_region(sampled))), combined=True)

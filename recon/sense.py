@@ -2,7 +2,7 @@
 
 The readout is sampled without gaps: it is transformed first, and the iterations transform the phase encodings only.
 
-How the choice was made: ``python benchmarks/cartesian.py``.
+How it compares: ``python benchmarks/cartesian.py``.
 
 References
 ----------
@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 
 from recon.conditioning import robust_scale
 from recon.sampling import acquired_region
+from recon.spectrum import estimate_noise, local_energy
 
 CHUNK = 2**19  # complex numbers worked on at once: small enough for the processor's cache
 WAVELET, LEVELS = "db4", 4
+LEAST_SIGNAL = 0.1  # of the noise
+LEAST_THRESHOLD = 0.003  # of l1_wavelet, where there is little noise: less removes aliasing too slowly
 
 
 class Encoding:
@@ -94,12 +97,50 @@ class Encoding:
         return image / np.float32(np.sqrt(np.prod(self.shape[1:])))
 
 
+def automatic_weight(
+    kspace: NDArray[np.complexfloating],
+    sampled: NDArray[np.bool_],
+    maps: NDArray[np.complexfloating],
+    noise_variance: float | None = None,
+) -> float:
+    """Weight for `sense`: variance of the noise over the energy in a pixel of the signal that was not sampled.
+
+    That is the weight of least mean squared error for an image of white signal within the maps. The signal is taken as
+    strong as that of the acquired samples around the missing lines; the whole image has a larger mean energy, of which
+    most is in the calibration lines.
+
+    Parameters
+    ----------
+    kspace, sampled, maps
+        As for `sense`.
+    noise_variance
+        Mean |noise|^2 of a sample, 1 for whitened data; None: `spectrum.estimate_noise`.
+    """
+    noise, signal = _noise_and_signal(kspace, sampled, maps, noise_variance)
+    return noise / signal if signal > 0 else 0.0
+
+
+def _noise_and_signal(
+    kspace: NDArray[Any], sampled: NDArray[np.bool_], maps: NDArray[Any], noise_variance: float | None
+) -> tuple[float, float]:
+    """Mean |noise|^2, and mean |signal|^2 of a pixel within the maps, by the missing lines' share of k-space."""
+    energy = local_energy(kspace, sampled)
+    noise = estimate_noise(kspace, sampled) if noise_variance is None else noise_variance
+    missing = energy[acquired_region(sampled) & ~sampled]
+    present = missing[missing > 0] if (missing > 0).any() else energy[energy > 0]
+    if not present.size:
+        return noise, 0.0
+    inside = (np.abs(maps).max(axis=1) > 0).any(axis=0).mean()
+    return noise, maps.shape[1] * max(present.mean() - noise, LEAST_SIGNAL * noise) / max(inside, 1 / maps[0, 0].size)
+
+
 def sense(
     kspace: NDArray[np.complexfloating],
     sampled: NDArray[np.bool_],
     maps: NDArray[np.complexfloating],
     num_iter: int = 20,
-    reg_lambda: float = 0.002,
+    reg_lambda: float | None = None,
+    noise_variance: float | None = None,
 ) -> NDArray[np.complex64]:
     """Minimise 1/2 ||E m - y||^2 + reg_lambda / 2 ||m||^2 by conjugate gradients; any sampling pattern.
 
@@ -115,8 +156,10 @@ def sense(
         Iterations, at most; they end when the residual has fallen to 1e-4 of the data.
     reg_lambda
         Weight against noise amplification. E^H E of fully sampled k-space is 1, so that it does not depend on the scale
-        of the data: 0.01 damps what the coils encode with less than a hundredth of the energy. Best is about the
-        variance of the noise over the mean energy of the signal in a pixel of the fully sampled image.
+        of the data: 0.01 damps what the coils encode with less than a hundredth of the energy. None: that of
+        `automatic_weight`.
+    noise_variance
+        For `automatic_weight`.
 
     Returns
     -------
@@ -130,6 +173,8 @@ def sense(
     """
     encoding = Encoding(maps, sampled)
     residual = encoding.adjoint(kspace)
+    if reg_lambda is None:
+        reg_lambda = automatic_weight(kspace, sampled, maps, noise_variance)
     image, direction = np.zeros_like(residual), residual
     power = start = np.vdot(residual, residual).real
     for _ in range(num_iter):
@@ -148,7 +193,8 @@ def l1_wavelet(
     sampled: NDArray[np.bool_],
     maps: NDArray[np.complexfloating],
     num_iter: int = 30,
-    reg_lambda: float = 0.005,
+    reg_lambda: float | None = None,
+    noise_variance: float | None = None,
 ) -> NDArray[np.complex64]:
     """Lower 1/2 ||E m - y||^2 + reg_lambda ||W m||_1 by FISTA, W a Daubechies wavelet transform.
 
@@ -165,7 +211,11 @@ def l1_wavelet(
         Iterations of one E^H E and one wavelet transform.
     reg_lambda
         Threshold for wavelet coefficients of data that are scaled by `conditioning.robust_scale` of E^H y: larger
-        values leave less noise and less detail.
+        values leave less noise and less detail. None: chosen by the noise and the signal of the lines that are missing,
+        as the maximum a posteriori for white noise and coefficients with a Laplace distribution asks for: variance of
+        the noise over half the mean coefficient, and `LEAST_THRESHOLD` at least.
+    noise_variance
+        For that choice; as for `automatic_weight`.
 
     Returns
     -------
@@ -178,7 +228,11 @@ def l1_wavelet(
     """
     encoding = Encoding(maps, sampled)
     data = encoding.adjoint(kspace)
-    threshold = reg_lambda * robust_scale(data)
+    scale = robust_scale(data)
+    if reg_lambda is None:
+        noise, signal = _noise_and_signal(kspace, sampled, maps, noise_variance)
+        reg_lambda = max(2 * noise / np.sqrt(signal) / scale, LEAST_THRESHOLD)
+    threshold = reg_lambda * scale
     shifts = np.random.default_rng(0)
     image = ahead = np.zeros_like(data)
     momentum = 1.0
@@ -224,8 +278,10 @@ def g_factor(
 
     Parameters
     ----------
-    maps, sampled, reg_lambda
+    maps, sampled
         As for `sense`, one partition.
+    reg_lambda
+        As for `sense`; for its default that of `automatic_weight`.
 
     Returns
     -------

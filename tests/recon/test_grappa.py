@@ -81,8 +81,19 @@ def test_kernels_serve_the_next_repetition_wherever_its_lines_begin():
         kernels.fill(scan.full, irregular)
 
 
+@pytest.mark.parametrize(
+    ("number", "step", "noise", "wrap", "limit"),
+    [(10, 4, 0.004, 1.0, 0.1), (8, 3, 0.005, 1.3, 0.1), (8, 4, 0.01, 1.0, 0.145), (6, 3, 0.02, 1.0, 0.18)],
+)
+def test_weights_suit_the_signal_to_noise_ratio_of_what_they_fill(number, step, noise, wrap, limit):
+    scan = data.scan(coils=number, noise=noise, wrap=wrap)  # those of the calibration lines would be up to 0.26
+    sampled = data.pattern(96, step)
+    assert quality(scan, filled(scan.full, sampled, variance=noise**2 * 96 * 80)) < limit
+    assert quality(scan, filled(scan.full, sampled)) < 1.05 * limit
+
+
 def test_weights_do_not_amplify_noise_and_do_not_depend_on_the_scale():
-    scan = data.scan(noise=0.02)
+    scan = data.scan(noise=0.005, wrap=1.3)
     sampled = data.pattern(96, 3)
     result = filled(scan.full, sampled)
     plain = filled(scan.full, sampled, variance=0.0)

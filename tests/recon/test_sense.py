@@ -52,6 +52,27 @@ def test_regular_patterns(rows, columns, step, limit):
         assert np.linalg.norm(np.abs(image[0])) == pytest.approx(np.linalg.norm(scan.truth), rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("number", "step", "noise"), [(2, 2, 0.01), (2, 2, 0.003), (4, 3, 0.02), (8, 2, 0.03), (8, 3, 0.005)]
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_the_weight_suits_the_noise(number, step, noise, known):
+    scan = data.scan(coils=number, noise=noise)
+    sampled, maps = data.pattern(96, step), maps_of(scan)
+    swept = [data.error(sense(scan.full, sampled, maps, reg_lambda=w)[0], scan.truth) for w in np.logspace(-4, 0, 9)]
+    automatic = sense(scan.full, sampled, maps, noise_variance=noise**2 * 96 * 80 if known else None)
+    assert data.error(automatic[0], scan.truth) < 1.1 * min(swept)
+
+
+def test_two_coils_do_not_make_an_image_worse_than_none():
+    scan = data.scan(coils=2, noise=0.02)
+    sampled = data.pattern(96, 3)
+    zeros = data.error(data.magnitude(data.to_images(np.where(sampled[..., np.newaxis], scan.full, 0))), scan.truth)
+    maps = maps_of(scan)
+    assert data.error(sense(scan.full, sampled, maps)[0], scan.truth) < 0.85 * zeros
+    assert data.error(sense(scan.full, sampled, maps, reg_lambda=0.002)[0], scan.truth) > zeros
+
+
 def test_random_lines():
     scan = data.scan(128, 96, noise=0.005)
     sampled = data.pattern(128, 200) | (np.random.default_rng(1).random((1, 128)) < 0.3)
