@@ -233,9 +233,9 @@ class Grappa:
 
 def _look_up(values: NDArray[Any], sites: NDArray[np.int64], none: int) -> NDArray[Any]:
     """Look up sites [..., (partition, row)] in [partition, row]; `none` for those beyond the matrix."""
-    inside = ((sites >= 0) & (sites < values.shape)).all(axis=-1)
-    partitions, rows = np.moveaxis(np.where(inside[..., np.newaxis], sites, 0), -1, 0)
-    return np.where(inside, values[partitions, rows], none)
+    inside = np.all((sites >= 0) & (sites < values.shape), axis=-1, keepdims=True)
+    partitions, rows = np.moveaxis(np.where(inside, sites, 0), -1, 0)
+    return np.where(inside[..., 0], values[partitions, rows], none)
 
 
 def calibrate(
