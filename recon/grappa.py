@@ -74,6 +74,12 @@ class Grappa:
     levels: NDArray[np.int64]
     kernels: tuple[_Kernel, ...]
 
+    def fits(self, shape: tuple[int, ...], sampled: NDArray[np.bool_]) -> bool:
+        """Tell whether `fill` takes k-space of this shape [coil, partition, row, sample] and sampling."""
+        return (shape[0], shape[1:], find_lattice(sampled).steps) == (
+            self.coils, self.levels.shape, self.lattice.steps,
+        )  # fmt: skip
+
     def fill(self, kspace: NDArray[np.complexfloating], sampled: NDArray[np.bool_]) -> NDArray[np.complex64]:
         """Return k-space with the missing lines of the acquired region filled; acquired lines stay as they are.
 
@@ -95,7 +101,7 @@ class Grappa:
         lattice = find_lattice(sampled)
         if lattice.factor == 1:
             return filled
-        if len(kspace) != self.coils or lattice.steps != self.lattice.steps or kspace.shape[1:] != self.levels.shape:
+        if not self.fits(kspace.shape, sampled):
             raise ValueError(
                 f"{len(kspace)} coils of {kspace.shape[1:]} samples, and lines at steps (partition, row, shift) of "
                 f"{lattice.steps}: the calibration was made for {self.coils} coils of {self.levels.shape} and "
@@ -233,9 +239,9 @@ class Grappa:
 
 def _look_up(values: NDArray[Any], sites: NDArray[np.int64], none: int) -> NDArray[Any]:
     """Look up sites [..., (partition, row)] in [partition, row]; `none` for those beyond the matrix."""
-    inside = np.all((sites >= 0) & (sites < values.shape), axis=-1)
-    partitions, rows = np.moveaxis(np.where(inside[..., np.newaxis], sites, 0), -1, 0)
-    return np.where(inside, values[partitions, rows], none)
+    inside = np.all((sites >= 0) & (sites < values.shape), axis=-1, keepdims=True)
+    partitions, rows = np.moveaxis(np.where(inside, sites, 0), -1, 0)
+    return np.where(inside[..., 0], values[partitions, rows], none)
 
 
 def calibrate(

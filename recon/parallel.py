@@ -134,7 +134,7 @@ class ParallelImaging:
 
     def _grappa(self, series: Any, kspace: Any, sampled: Any, calibration: Any, noise_variance: float | None) -> Filled:
         kernels = self._kernels.get(series)
-        if kernels is None or kernels.coils != len(kspace) or kernels.lattice.steps != find_lattice(sampled).steps:
+        if kernels is None or not kernels.fits(kspace.shape, sampled):
             kernels = calibrate(_needed(calibration()), kspace, sampled, noise_variance)
             self._kernels[series] = kernels
         sites = int(np.count_nonzero(acquired_region(sampled)))

@@ -16,10 +16,9 @@ from ismrmrd.serialization import ConfigFile
 
 from conftest import PATIENCE, Peer, bytes_of, make_acquisition, make_header, write_module
 from mrdio.limits import MIB, Limits
-from server_process import ServerProcess
+from server_process import ServerProcess, wait_until
 from serving import memoryguard
 from serving.memoryguard import MemoryGauge, MemoryGuard, ProcessTree
-from spiral_sessions import wait_until
 
 HOARD = """
 def process(connection, config, metadata):
