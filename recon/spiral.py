@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import mrdhelper
 from recon import gradientresponse, trajectory
-from recon.configuration import SpiralConfig
+from recon.configuration import SpiralConfig, project_path
 from recon.latency import LatencyLedger
 from recon.outliers import OutlierFilter
 from recon.spiralreadout import SpiralReadout
@@ -152,7 +152,8 @@ class SpiralScan:
 
 def load_nominal(config: SpiralConfig, header: Any) -> trajectory.Trajectory:
     """Trajectory of a scan as it was designed; kept for the next scan as long as the metafile stays as it is."""
-    file = trajectory.find_metafile(trajectory.signature_of(header), config.metafile_paths)
+    folders = [project_path(folder) for folder in config.metafile_paths]  # also of a configuration made by hand
+    file = trajectory.find_metafile(trajectory.signature_of(header), folders)
     status = file.stat()
     return _read_metafile(file, status.st_mtime_ns, status.st_size)
 

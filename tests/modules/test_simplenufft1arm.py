@@ -419,3 +419,14 @@ def test_readout_of_another_length_is_an_error(scanner):
     write_metafile(longer.trajectory, f"seq_meta/{longer.trajectory.file.name}")
     result, _ = scanner(simulation, KEYS, again=True)
     assert "samples" in result.errors[0]
+
+
+def test_settings_made_by_hand_find_the_metafile_in_the_project(tmp_path, monkeypatch):
+    monkeypatch.setattr(configuration, "PROJECT_FOLDER", tmp_path)
+    for folder in ("seq_meta", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    trajectory = design()
+    write_metafile(trajectory, tmp_path / "seq_meta" / trajectory.file.name)
+    scan = spiral.SpiralScan(ViewSharingConfig(), simulate(trajectory, still()).header)
+    assert scan.nominal.arms == trajectory.arms
