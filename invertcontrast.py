@@ -81,9 +81,10 @@ def process_raw(acqGroup: list[Any], connection: Connection, config: Any, metada
     """
     wantComplex = get_option(config) == "complex"
     reconstructed = []  # (pixels [channel, row, column], header, field of view)
+    data: NDArray[Any]
     for plane in cartesian.sort_readouts(acqGroup, metadata, connection.warn):
         # k-space, sorted into a Cartesian grid [channel, phase encode, readout, phase]
-        data: NDArray[Any] = plane.kspace
+        data = plane.kspace
 
         # Fourier transform
         data = fft.ifftshift(data, axes=(1, 2))
