@@ -152,6 +152,8 @@ class Reconstruction:
             return None if block is None else np.tensordot(mixing, space.without_oversampling(block), 1)
 
         variance = space.noise_variance if self._whitening.matrix is not None else None
+        if self._lines.is_own(volume, phase):
+            self._parallel.forget(series)  # a bad readout in one repetition does not spoil those after it
         filled = self._parallel.fill(series, kspace, sampled, calibration, variance)
         kspace = filled.kspace
         if options.partial_fourier != "zero" and not options.snr_units:

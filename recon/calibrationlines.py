@@ -76,6 +76,10 @@ class CalibrationLines:
         for pending in waiting.values():
             yield from pending
 
+    def is_own(self, volume: KSpaceVolume, phase: int) -> bool:
+        """Tell whether the volume itself has its calibration lines: each repetition is calibrated anew then."""
+        return volume.key.slice not in self._separate and _rows(self._own(volume, phase)) >= FEWEST
+
     def block(self, volume: KSpaceVolume, phase: int) -> NDArray[np.complex64] | None:
         """Return the calibration lines of a volume, a block [coil, partition, row, sample]; None: there are none."""
         if (separate := self._of_slice(volume)) is not None:

@@ -76,6 +76,11 @@ class ParallelImaging:
         self._kernels: dict[tuple[int, ...], Grappa] = {}
         self._maps: dict[tuple[int, ...], NDArray[np.complex64]] = {}
 
+    def forget(self, series: tuple[int, ...]) -> None:
+        """Drop kernels and maps of earlier repetitions."""
+        self._kernels.pop(series, None)
+        self._maps.pop(series, None)
+
     def fill(
         self,
         series: tuple[int, ...],

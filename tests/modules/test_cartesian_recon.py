@@ -263,3 +263,12 @@ def test_whole_session(server, connect):
     texts = [each for each in received if isinstance(each, str)]
     assert any("readouts are whitened" in text for text in texts)
     assert not any(text.startswith(("WARNING", "ERROR")) for text in texts)
+
+
+def test_spike_in_the_calibration_lines_does_not_spoil_later_repetitions(reconstruct):
+    scan = Scan(**SMALL, acceleration=2, repetitions=2, **EMBEDDED)
+    readouts = list(simulation.acquisitions(scan))
+    readouts[25].data[0, 70] = 1e6
+    connection = reconstruct(scan, readouts)
+    connection.images = connection.images[1:]
+    assert error(connection, truth(scan)) < LIMIT
