@@ -86,7 +86,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
             for head, pixels, gain in zip(cartesian.partition_heads(volume, phase), magnitude, g_factor, strict=True):
                 index += 1
                 view = cartesian.field_of_view(volume)
-                shown = as_they_are(pixels) if to_pixels is None else to_pixels(pixels)
+                shown = pixels if to_pixels is None else to_pixels(pixels)
                 connection.send_image(mrdhelper.build_image(shown, head, header, index=index, field_of_view=view))
                 if options.snr_units:
                     connection.send_image(
@@ -207,11 +207,6 @@ class Reconstruction:
         samples = filled.sites * (volume.samples[1] - volume.samples[0])
         averaging = np.mean(1 / count[count > 0])
         return relative * np.float32(np.sqrt(0.5 * samples * averaging) / points), g_factor
-
-
-def as_they_are(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Pixels in units of the noise."""
-    return pixels.astype(np.float32)
 
 
 def once(send: Callable[[str], None]) -> Callable[[str], None]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mrdio.dependencies import Dependency
 from recon.mrdencoding import calibration_mode, first_index, is_calibration_only, is_imaging
 from recon.sampling import calibration_block
-from recon.volumes import KSpaceVolume, axes_of, ordered_samples
+from recon.volumes import KSpaceVolume, add_readout, axes_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class CalibrationLines:
             return separate
         own = self._own(volume, phase)
         if (merged := self._merged.get((*volume.key[1:], phase))) is not None and _rows(own) < FEWEST:
-            own = _central(merged, np.any(merged, axis=(0, 3)))
+            own = _central_of_merged(merged)
         if _rows(own) < FEWEST and not self._asked:
             self._asked = True
             if (measurement := self._stored("SenMap")) is not None:
@@ -121,7 +121,7 @@ class CalibrationLines:
         sampled = volume.sampled[..., phase] > 0
         merged = np.where(sampled[..., np.newaxis], volume.kspace[..., phase], before)
         self._merged[key] = merged
-        return _central(merged, np.any(merged, axis=(0, 3)))
+        return _central_of_merged(merged)
 
 
 def _rows(block: NDArray[Any]) -> int:
@@ -132,6 +132,11 @@ def _central(kspace: NDArray[np.complex64], sampled: NDArray[np.bool_]) -> NDArr
     """Block [coil, partition, row, sample] of neighbouring lines round the centre; empty when that was not acquired."""
     partitions, rows = calibration_block(sampled)
     return kspace[:, partitions, rows]
+
+
+def _central_of_merged(merged: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """The same of k-space that is zero where nothing was acquired."""
+    return _central(merged, np.any(merged, axis=(0, 3)))
 
 
 def place_calibration(
@@ -175,11 +180,7 @@ def place_calibration(
     for readout in readouts:
         row = readout.idx.kspace_encode_step_1 + first_row
         partition = (readout.idx.kspace_encode_step_2 + first_partition) if partitions > 1 else 0
-        samples, start = ordered_samples(readout, columns)
-        begin, end = max(start, 0), min(start + samples.shape[1], columns)
-        if 0 <= row < rows and 0 <= partition < partitions and begin < end:
-            kspace[:, partition, row, begin:end] += samples[:, begin - start : end - start]
-            count[partition, row, begin:end] += 1
+        add_readout(readout, kspace, count, partition, row)
     kspace /= np.maximum(count, 1)
     sampled = np.any(count, axis=2)
     return (kspace, sampled) if sampled.any() else None

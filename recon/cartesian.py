@@ -89,11 +89,8 @@ def sort_repetitions(
 
     Raises
     ------
-    TypeError
-        When an image is among the items.
-    ValueError
-        When the header is missing, its trajectory is not Cartesian or its sizes are beyond limits, the trajectory in
-        the readouts is none of straight lines, the number of channels changes, or no readout has a place in the matrix.
+    TypeError, ValueError
+        As `volumes.sort_volumes`.
     """
     waiting: dict[int, list[KSpaceVolume]] = {}
     told = False

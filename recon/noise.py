@@ -130,7 +130,7 @@ class Prewhitening:
     Noise readouts that come before the first imaging readout are taken out and used; without any, those of the stored
     measurement that the header names. All other readouts are whitened, calibration lines and navigators too, by one
     matrix for the whole scan: signals can be compared as before. They are new readouts with the same header. Noise
-    readouts that come later are passed on as they are, for whoever counts readouts.
+    readouts that come later are passed on as they are, for steps that count readouts.
 
     The client is told what whitens, or why noise that there is cannot be used: then readouts pass as they are.
 

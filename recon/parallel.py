@@ -109,20 +109,28 @@ class ParallelImaging:
         The k-space; as it came where there are no gaps, where `method` is "none", or, with a warning, where the
         calibration does not suffice.
         """
-        region = acquired_region(sampled)
-        lines, sites = int(np.count_nonzero(sampled)), int(np.count_nonzero(region))
+        lines, sites = int(np.count_nonzero(sampled)), int(np.count_nonzero(acquired_region(sampled)))
+        as_it_came = Filled(kspace, sites, noise=lambda weights: _noise_of_zero_filling(weights, lines / sites))
         if lines == sites or self._method == "none":
-            return Filled(kspace, sites, noise=lambda weights: _noise_of_zero_filling(weights, lines / sites))
+            return as_it_came
         count = f"{lines} of {sites} lines were acquired"
         try:
             method, reason = self._choose(sampled, lines / sites)
             if method == "grappa":
-                filled = self._grappa(series, kspace, sampled, calibration, noise_variance)
+                kernels = self._calibrated(series, kspace, sampled, calibration, noise_variance)
+                gain = np.float32(np.sqrt(sites / lines))
+
+                def noise(weights: NDArray[np.complex64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+                    g_factor = kernels.g_factor(weights, sampled)
+                    return g_factor * gain, g_factor
+
+                filled = Filled(kernels.fill(kspace, sampled), sites, noise=noise)
             else:
-                filled = self._iterative(method, series, kspace, sampled, calibration, noise_variance)
+                image = self._solved(method, series, kspace, sampled, calibration, noise_variance)
+                filled = Filled(image, sites, combined=True)
         except (CalibrationError, IrregularSamplingError) as error:
             self._warn(f"{count}; the missing ones are taken as zero, expect aliasing: {error}")
-            return Filled(kspace, sites, noise=lambda weights: _noise_of_zero_filling(weights, lines / sites))
+            return as_it_came
         self._tell(f"{count}{reason}: {method} makes up for the others")
         return filled
 
@@ -137,22 +145,20 @@ class ParallelImaging:
         shift = f", shifted by {lattice.shift}" if lattice.shift else ""
         return "grappa", f", 1 of {lattice.row_step} rows{partitions}{shift}"
 
-    def _grappa(self, series: Any, kspace: Any, sampled: Any, calibration: Any, noise_variance: float | None) -> Filled:
+    def _calibrated(
+        self, series: Any, kspace: Any, sampled: Any, calibration: Any, noise_variance: float | None
+    ) -> Grappa:
+        """Return GRAPPA kernels, those of earlier repetitions where they fit."""
         kernels = self._kernels.get(series)
         if kernels is None or not kernels.fits(kspace.shape, sampled):
             kernels = calibrate(_needed(calibration()), kspace, sampled, noise_variance)
             self._kernels[series] = kernels
-        sites = int(np.count_nonzero(acquired_region(sampled)))
+        return kernels
 
-        def noise(weights: NDArray[np.complex64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-            g_factor = kernels.g_factor(weights, sampled)
-            return g_factor * np.float32(np.sqrt(sites / np.count_nonzero(sampled))), g_factor
-
-        return Filled(kernels.fill(kspace, sampled), sites, noise=noise)
-
-    def _iterative(
+    def _solved(
         self, method: str, series: Any, kspace: Any, sampled: Any, calibration: Any, noise_variance: float | None
-    ) -> Filled:
+    ) -> NDArray[np.complex64]:
+        """Return the k-space [set, partition, row, sample] of the image that SENSE or l1-wavelet makes."""
         maps = self._maps.get(series)
         if maps is None or maps.shape[1:] != kspace.shape:
             maps = self._maps[series] = espirit.coil_maps(_needed(calibration()), kspace.shape[1:], SETS)
@@ -160,7 +166,7 @@ class ParallelImaging:
         image = solve(kspace, sampled, maps, **self._options, noise_variance=noise_variance)
         for axis in (1, 2, 3):
             image = centred_fft(image, axis)
-        return Filled(image.astype(np.complex64), int(np.count_nonzero(acquired_region(sampled))), combined=True)
+        return image.astype(np.complex64)
 
 
 def _needed(calibration: NDArray[np.complex64] | None) -> NDArray[np.complex64]:

@@ -390,17 +390,11 @@ def place(key: Key, readouts: list[Any], metadata: Any) -> tuple[KSpaceVolume, i
     for readout in readouts:
         row = readout.idx.kspace_encode_step_1 + first_row
         partition = readout.idx.kspace_encode_step_2 + first_partition
-        samples, start = ordered_samples(readout, columns.points)
-        begin, end = max(start, 0), min(start + samples.shape[1], columns.points)
-        inside = 0 <= row < rows.points and 0 <= partition < partitions.points and begin < end
-        outside += not inside or end - begin < samples.shape[1]
         phase = phases[readout.idx.phase]
+        outside += not add_readout(readout, kspace[..., phase], count[..., phase], partition, row)
         distance = abs(row - rows.points // 2) + abs(partition - partitions.points // 2)
         if phase not in nearest or distance < nearest[phase][0]:
             nearest[phase] = (distance, readout)
-        if inside:
-            kspace[:, partition, row, begin:end, phase] += samples[:, begin - start : end - start]
-            count[partition, row, begin:end, phase] += 1
     if not count.any():
         first = readouts[0]
         raise OutsideMatrixError(
@@ -426,6 +420,32 @@ def place(key: Key, readouts: list[Any], metadata: Any) -> tuple[KSpaceVolume, i
         partitions=partitions,
         mirrored=is_mirrored(metadata),
     ), outside
+
+
+def add_readout(
+    readout: Any, kspace: NDArray[np.complex64], count: NDArray[np.uint32], partition: int, row: int
+) -> bool:
+    """Add the samples of a readout to its line of the matrix; returns False if they do not all have a place there.
+
+    Parameters
+    ----------
+    readout
+        The acquisition.
+    kspace
+        [channel, partition, row, sample], changed in place.
+    count
+        Number of readouts at each place [partition, row, sample], changed in place.
+    partition, row
+        Its line, which may lie outside.
+    """
+    _, partitions, rows, points = kspace.shape
+    samples, start = ordered_samples(readout, points)
+    begin, end = max(start, 0), min(start + samples.shape[1], points)
+    if not (0 <= row < rows and 0 <= partition < partitions and begin < end):
+        return False
+    kspace[:, partition, row, begin:end] += samples[:, begin - start : end - start]
+    count[partition, row, begin:end] += 1
+    return end - begin == samples.shape[1]
 
 
 def axes_of(encoding: Any, readout: Any) -> tuple[Axis, Axis, Axis]:
