@@ -265,9 +265,9 @@ def test_recording_of_a_process_is_converted_when_it_has_ended(server, connect, 
     monkeypatch.setattr("server.HOUSEKEEPING", 600.0)
     write_module(tmp_path, "ends", f"import os\ndef process(connection, config, metadata): {ENDINGS[ending]}\n")
     options = {"module_folders": (tmp_path,), "save_data": True, "server_options": {"processes": True}}
-    running = server(**options, save_folder=tmp_path / "kept")
     bad = tmp_path / "kept" / "2026-01-02_03-04-05_session-9.mrdpart"
-    bad.mkdir()
+    bad.mkdir(parents=True)  # before the server starts, which looks for leftovers once
+    running = server(**options, save_folder=tmp_path / "kept")
     assert wait_until(lambda: f"{bad} is passed over" in caplog.text)
     peer = connect(running.address)
     peer.send(ConfigFile("ends"), make_header(), make_acquisition())
