@@ -24,11 +24,14 @@ from recon.calibrationlines import CalibrationLines
 from recon.conditioning import virtual_coils
 from recon.configuration import parameter
 from recon.fourier import centred_ifft
+from recon.kspacevolume import KSpaceVolume
 from recon.reconspace import ReconSpace
-from recon.volumes import KSpaceVolume, sort_volumes
+from recon.telling import once
+from recon.volumes import sort_volumes
 
 logger = logging.getLogger(__name__)
 
+FAR_PEAK = "the largest sample lies far from the k-space centre: a spike, no signal, or a wrong centre in the header"
 G_FACTOR = {"ImageComments": "g-factor", "ImageProcessingHistory": ["PYTHON", "GFACTOR"]}
 
 
@@ -128,6 +131,7 @@ class Reconstruction:
         self._tell, self._warn = once(tell), once(warn)
         settings = (options.reg_lambda or None, options.num_iter or None)
         self._parallel = parallel.ParallelImaging(options.acceleration, *settings, self._tell, self._warn)
+        self._origins: dict[tuple[int, ...], tuple[Any, ...]] = {}  # of the calibration lines of each series
         self._mixing: dict[tuple[int, ...], NDArray[np.complex64]] = {}
 
     def __call__(self, volume: KSpaceVolume, phase: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -143,23 +147,29 @@ class Reconstruction:
         options = self._options
         space = ReconSpace(volume)
         sampled, series = volume.sampled[..., phase] > 0, (*volume.key[1:], phase)
-        kspace = space.without_oversampling(volume.kspace[..., phase])
-        mixing = self._virtual_coils(series, kspace)
+        if missing := cartesian.missing_ends(sampled, volume.encoding):
+            self._warn(missing)
+        if cartesian.has_far_peak(volume.kspace[..., phase]):
+            self._warn(FAR_PEAK)
+        # Whatever the unit of the data is: energies neither overflow nor vanish.
+        unit = float(np.abs(volume.kspace[..., phase]).max()) or 1.0
+        kspace = space.without_oversampling(volume.kspace[..., phase] / unit)
+        calibration = self._lines.of(volume, phase)
+        if calibration.origin != self._origins.get(series):  # lines of this repetition: what others gave is left
+            self._origins[series] = calibration.origin
+            self._parallel.forget(series)
+            self._mixing.pop(series, None)
+        block = space.without_oversampling(calibration.block / unit) if calibration.rows else None
+        mixing = self._virtual_coils(series, kspace if block is None else block)
         kspace = np.tensordot(mixing, kspace, 1)
-
-        def calibration() -> NDArray[np.complex64] | None:
-            block = self._lines.block(volume, phase)
-            return None if block is None else np.tensordot(mixing, space.without_oversampling(block), 1)
-
-        variance = space.noise_variance if self._whitening.matrix is not None else None
-        if self._lines.is_own(volume, phase):
-            self._parallel.forget(series)  # a bad readout in one repetition does not spoil those after it
-        filled = self._parallel.fill(series, kspace, sampled, calibration, variance)
+        block = None if block is None else np.tensordot(mixing, block, 1)
+        variance = space.noise_variance / unit**2 if self._whitening.matrix is not None else None
+        filled = self._parallel.fill(series, kspace, sampled, block, variance)
         kspace = filled.kspace
         if options.partial_fourier != "zero" and not options.snr_units:
             kspace = partialfourier.pocs(kspace, space.extents(sampled), self._warn)
         images = space.to_image(kspace)
-        magnitude = coils.rssq(images) if filled.combined else self._combined(images)
+        magnitude = np.float32(unit) * (coils.rssq(images) if filled.combined else self._combined(images))
         if not options.snr_units:
             return magnitude, np.zeros_like(magnitude)
         level, g_factor = self._noise(filled, volume, phase)
@@ -207,15 +217,3 @@ class Reconstruction:
         samples = filled.sites * (volume.samples[1] - volume.samples[0])
         averaging = np.mean(1 / count[count > 0])
         return relative * np.float32(np.sqrt(0.5 * samples * averaging) / points), g_factor
-
-
-def once(send: Callable[[str], None]) -> Callable[[str], None]:
-    """Send each text once, however often it is said."""
-    sent: set[str] = set()
-
-    def send_once(text: str) -> None:
-        if text not in sent:
-            sent.add(text)
-            send(text)
-
-    return send_once

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon.fourier import Axis, centred_fft, mirror, resize_centred, to_image_axis
-from recon.mrdencoding import acceleration_factors, counter_values, extent, is_imaging
-from recon.volumes import KSpaceVolume, sort_volumes
+from recon.kspacevolume import KSpaceVolume
+from recon.mrdencoding import acceleration_factors, counter_limit, counter_values, extent, first_index, is_imaging
+from recon.volumes import sort_volumes
 
 __all__ = ["KSpacePlane", "is_imaging", "sort_readouts", "sort_repetitions", "to_image"]
 
@@ -139,11 +140,10 @@ def missing_lines(plane: KSpacePlane) -> str | None:
     worst = max(range(len(number)), key=lambda phase: (gaps[phase], number[phase] > 0, -number[phase]))
     acquired = acquired[:, :, worst]
 
-    limits = plane.encoding.encodingLimits
     axes = []  # (which of its lines occur, how many there should be)
     for along, limit in (
-        (np.any(acquired, axis=0), limits.kspace_encoding_step_1),
-        (np.any(acquired, axis=1), limits.kspace_encoding_step_2),
+        (np.any(acquired, axis=0), counter_limit(plane.encoding, "kspace_encoding_step_1")),
+        (np.any(acquired, axis=1), counter_limit(plane.encoding, "kspace_encoding_step_2")),
     ):
         promised = along.size if limit is None else min(limit.maximum - limit.minimum + 1, along.size)
         first, last = np.flatnonzero(along)[[0, -1]]
@@ -157,6 +157,39 @@ def missing_lines(plane: KSpacePlane) -> str | None:
         if np.count_nonzero(along) < expected:
             return f"{count}, {_position(along)}"
     return None
+
+
+def missing_ends(sampled: NDArray[np.bool_], encoding: Any) -> str | None:
+    """Say which lines at the ends of k-space lack that the encoding limits promise, as in an aborted scan; None: none.
+
+    Parameters
+    ----------
+    sampled
+        [partition, row], where there is a line. Distances of lines as they occur within, in an accelerated scan, are
+        no lack at the ends either.
+    encoding
+        The header's.
+    """
+    texts = []
+    for axis, (name, along) in enumerate((("row", np.any(sampled, axis=0)), ("partition", np.any(sampled, axis=1)))):
+        limit = counter_limit(encoding, f"kspace_encoding_step_{axis + 1}")
+        if limit is None or along.size == 1 or not along.any():
+            continue
+        counters = np.flatnonzero(along) - first_index(encoding, f"kspace_encoding_step_{axis + 1}", along.size)
+        distance = max(int(np.diff(counters).max(initial=1)), acceleration_factors(encoding)[axis])
+        if counters[0] - limit.minimum >= distance or limit.maximum - counters[-1] >= distance:
+            texts.append(
+                f"{name}s {counters[0]} to {counters[-1]} were acquired, the header's encodingLimits promise "
+                f"{limit.minimum} to {limit.maximum}"
+            )
+    return f"{'; '.join(texts)}: was the scan aborted? Expect a blurred image" if texts else None
+
+
+def has_far_peak(kspace: NDArray[np.complex64]) -> bool:
+    """True if the largest sample of [coil, partition, row, sample] lies in the outer half of rows or of samples."""
+    magnitude = np.abs(kspace).max(axis=(0, 1))
+    place = np.unravel_index(magnitude.argmax(), magnitude.shape)
+    return any(abs(index - size // 2) > size / 4 + 1 for index, size in zip(place, magnitude.shape, strict=True))
 
 
 def _enclosed(acquired: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:

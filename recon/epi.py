@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 EPI = "epi"
 MODES = ("auto", "joint", "coil", "none")  # of the phase correction
 MAX_SAMPLES = 2048  # of a readout: the regridding solves equations of this size
+DWELL_TOLERANCE = 0.01
 NOISE = 1e-3  # noise power over signal power in the regridding
 REQUIRED = ("rampUpTime", "flatTopTime", "rampDownTime", "acqDelayTime", "numSamples", "dwellTime")
 
@@ -170,13 +171,19 @@ class _Encoding:
         self._tell = tell
         self._told = False
 
+    def fits(self, readout: Any) -> bool:
+        """True for a readout that can be one under the trapezoid, by its number of samples and its dwell time."""
+        dwell = self._trapezoid.dwell
+        same_dwell = readout.sample_time_us <= 0 or abs(readout.sample_time_us / dwell - 1) <= DWELL_TOLERANCE
+        return readout.number_of_samples == self._trapezoid.samples and same_dwell
+
     def to_image(self, readout: Any) -> tuple[NDArray[np.complex64], int, int]:
         """Image along the readout [coil, pixel], and the first and last point of k-space that both directions reach."""
         total, trapezoid = readout.number_of_samples, self._trapezoid
         which = f"readout {readout.scan_counter} (its scan_counter)"
         if total != trapezoid.samples:
             raise ValueError(f"{which} has {total} samples, the header's numSamples is {trapezoid.samples}")
-        if readout.sample_time_us > 0 and abs(readout.sample_time_us / trapezoid.dwell - 1) > 0.01:
+        if not self.fits(readout):
             raise ValueError(
                 f"{which} has sample_time_us {readout.sample_time_us:g}, the header's dwellTime is {trapezoid.dwell:g}"
             )
@@ -327,6 +334,8 @@ def corrected(
 ) -> Iterator[Any]:
     """Turn the readouts of echo planar encodings into ordinary Cartesian ones; all else goes through as it is.
 
+    So do calibration lines that are no echoes of the same gradient, by their number of samples or their dwell time.
+
     Each line is regridded, turned round if it was reversed, and corrected by the phase between both directions, from
     the latest navigators of its slice before it. They are not yielded. Lines without navigators wait until their image
     is complete, which then gives the phase. What comes out belongs to the header of `cartesian_header`.
@@ -372,6 +381,9 @@ def corrected(
         navigator = item.is_flag_set(ismrmrd.ACQ_IS_PHASECORR_DATA)
         if encoding is None or not (navigator or is_imaging(item, metadata) or is_calibration_only(item)):
             yield item
+            continue
+        if is_calibration_only(item) and not encoding.fits(item):
+            yield item  # of a sequence of its own, as FLASH reference lines are
             continue
         channels = channels or item.active_channels
         if item.active_channels != channels:

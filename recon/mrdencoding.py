@@ -50,6 +50,14 @@ def is_imaging(acquisition: Any, metadata: Any = None) -> bool:
     return calibration_mode(metadata, acquisition.encoding_space_ref) in SAME_CONTRAST
 
 
+def is_calibration(acquisition: Any) -> bool:
+    """True for a readout (or its header) flagged as calibration, whether it belongs into an image as well or not."""
+    if acquisition.flags & NOT_IMAGING_MASK:
+        return False
+    flags = (ismrmrd.ACQ_IS_PARALLEL_CALIBRATION, ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
+    return any(map(acquisition.is_flag_set, flags))
+
+
 def is_calibration_only(acquisition: Any) -> bool:
     """True for a readout (or its header) flagged as calibration, and not as calibration and imaging."""
     return acquisition.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION) and not acquisition.is_flag_set(
@@ -147,9 +155,14 @@ def extent(field_of_view: Any, name: str) -> float:
     return value if math.isfinite(value) and value > 0 else 0.0
 
 
+def counter_limit(encoding: Any, limit_name: str) -> Any:
+    """Minimum, maximum and centre of a counter by the encoding limits; None when the header does not say."""
+    return getattr(encoding.encodingLimits, limit_name, None)
+
+
 def first_index(encoding: Any, limit_name: str, points: int) -> int:
     """Offset from a k-space counter to the index in an axis with k = 0 at `points` // 2."""
-    limit = getattr(encoding.encodingLimits, limit_name, None)
+    limit = counter_limit(encoding, limit_name)
     if limit is None:
         return 0
     if limit.center == 0 and limit.minimum == 0 and limit.maximum + points // 2 >= points > 1:
@@ -159,5 +172,5 @@ def first_index(encoding: Any, limit_name: str, points: int) -> int:
 
 def counter_values(encoding: Any, limit_name: str) -> int:
     """Number of values that a counter takes by the limits; 1 when they do not say."""
-    limit = getattr(encoding.encodingLimits, limit_name, None)
+    limit = counter_limit(encoding, limit_name)
     return 1 if limit is None else max(limit.maximum - limit.minimum + 1, 1)

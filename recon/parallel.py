@@ -86,7 +86,7 @@ class ParallelImaging:
         series: tuple[int, ...],
         kspace: NDArray[np.complex64],
         sampled: NDArray[np.bool_],
-        calibration: Callable[[], NDArray[np.complex64] | None],
+        calibration: NDArray[np.complex64] | None,
         noise_variance: float | None = None,
     ) -> Filled:
         """Fill the gaps of one k-space.
@@ -100,7 +100,7 @@ class ParallelImaging:
         sampled
             [partition, row], where there is a line.
         calibration
-            Returns the block of calibration lines [coil, partition, row, sample], or None; called when it is needed.
+            Block of calibration lines [coil, partition, row, sample]; None: there are none.
         noise_variance
             Mean |noise|^2 of a sample, where it is known.
 
@@ -151,7 +151,7 @@ class ParallelImaging:
         """Return GRAPPA kernels, those of earlier repetitions where they fit."""
         kernels = self._kernels.get(series)
         if kernels is None or not kernels.fits(kspace.shape, sampled):
-            kernels = calibrate(_needed(calibration()), kspace, sampled, noise_variance)
+            kernels = calibrate(_needed(calibration), kspace, sampled, noise_variance)
             self._kernels[series] = kernels
         return kernels
 
@@ -161,7 +161,7 @@ class ParallelImaging:
         """Return the k-space [set, partition, row, sample] of the image that SENSE or l1-wavelet makes."""
         maps = self._maps.get(series)
         if maps is None or maps.shape[1:] != kspace.shape:
-            maps = self._maps[series] = espirit.coil_maps(_needed(calibration()), kspace.shape[1:], SETS)
+            maps = self._maps[series] = espirit.coil_maps(_needed(calibration), kspace.shape[1:], SETS)
         solve = sense.l1_wavelet if method == "l1-wavelet" else sense.sense
         image = solve(kspace, sampled, maps, **self._options, noise_variance=noise_variance)
         for axis in (1, 2, 3):

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon.fourier import Axis, centred_fft, centred_ifft, mirror, resize_centred, to_image_axis
+from recon.kspacevolume import KSpaceVolume
 from recon.partialfourier import extent_of, is_partial
 from recon.sampling import acquired_region
-from recon.volumes import KSpaceVolume
 
 PARTITION, ROW, COLUMN = 1, 2, 3  # axes of [coil, partition, row, column]
 

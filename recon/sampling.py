@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -60,9 +62,17 @@ def find_lattice(sampled: NDArray[np.bool_]) -> Lattice:
     IrregularSamplingError
         There is no such lattice with at most `MAX_FACTOR` sites for each line, or no line at all.
     """
+    return _find_lattice(sampled.shape, np.packbits(sampled).tobytes())
+
+
+@functools.lru_cache(maxsize=64)
+def _find_lattice(shape: tuple[int, int], packed: bytes) -> Lattice:
+    """Find the lattice of lines that are packed as bits: several steps ask for it, for each repetition."""
+    sampled = np.unpackbits(np.frombuffer(packed, np.uint8), count=shape[0] * shape[1]).reshape(shape).astype(bool)
     region = acquired_region(sampled)
+    least = region.sum() / (2 * np.count_nonzero(sampled)) if sampled.any() else math.inf  # edges cut lattices off
     sites = np.indices(sampled.shape)
-    for factor in range(1, MAX_FACTOR + 1):
+    for factor in range(max(math.ceil(min(least, MAX_FACTOR + 1)), 1), MAX_FACTOR + 1):
         for partition_step in (step for step in range(1, factor + 1) if factor % step == 0):
             row_step = factor // partition_step
             for shift in range(row_step if sampled.shape[0] > partition_step else 1):

@@ -6,86 +6,34 @@ Readouts are placed by their counters and the header's encoding limits, never by
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-from recon.fourier import Axis
+from recon.kspacevolume import Key, KSpaceVolume, OutsideMatrixError, place
 from recon.mrdencoding import (
+    SAME_CONTRAST,
     acceleration_factors,
     calibration_mode,
+    counter_limit,
     counter_values,
-    encoding_axis,
     encoding_of,
-    first_index,
+    is_calibration,
     is_calibration_only,
     is_imaging,
-    is_mirrored,
 )
 
 logger = logging.getLogger(__name__)
 
-MAX_POINTS = 2**28  # complex numbers in one k-space (2 GiB, and as much again in each step to the image)
 PARALLEL = 0.99  # cosine of the angle between readouts, which is 0 or 180 degrees but for what rounding does
 CORNERS = 0.7  # part of the lines of a 3-D encoding that are acquired at least when its corners are left out
+CALIBRATION_ROWS = 8  # neighbouring ones at least, before a scan of unknown calibration counts as calibrated
+NO_OWN_CALIBRATION = ("separate", "external", "interleaved")  # modes in which an image has no calibration lines itself
 LAST = (ismrmrd.ACQ_LAST_IN_SLICE, ismrmrd.ACQ_LAST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_MEASUREMENT)
 LAST_MASK = sum(1 << (flag - 1) for flag in LAST)
-
-
-class OutsideMatrixError(ValueError):
-    """None of the readouts of a volume has a place in the matrix; the text says where they lie."""
-
-
-class Key(NamedTuple):
-    """Counters by which readouts belong to one volume, in the order in which images are made."""
-
-    repetition: int
-    encoding_space_ref: int
-    slice: int
-    contrast: int
-    set: int
-
-
-@dataclass(frozen=True, eq=False)
-class KSpaceVolume:
-    """The k-space of one slice or slab, with all its cardiac phases.
-
-    Attributes
-    ----------
-    key
-        Its counters.
-    kspace
-        complex64 [channel, partition, row, sample, phase], k = 0 at index N // 2; averages, segments, and image and
-        calibration lines of one place are merged by their mean, places without a readout are 0. The phase axis has one
-        entry for each phase counter that occurs.
-    sampled
-        Number of readouts at each place [partition, row, phase].
-    samples
-        First sample of the readout axis that any readout has, and the one after the last.
-    heads
-        For each phase the header of the readout nearest to the k-space centre.
-    encoding
-        The header's encoding.
-    columns, rows, partitions
-        Sizes along readout and both phase encodings.
-    mirrored
-        Whether the data follows the scanner's sign convention, see `is_mirrored`.
-    """
-
-    key: Key
-    kspace: NDArray[np.complex64]
-    sampled: NDArray[np.uint32]
-    samples: tuple[int, int]
-    heads: tuple[ismrmrd.AcquisitionHeader, ...]
-    encoding: Any
-    columns: Axis
-    rows: Axis
-    partitions: Axis
-    mirrored: bool
 
 
 # ------------------------------------------------------------------------------------------------- sorting readouts
@@ -97,11 +45,11 @@ def sort_volumes(
 ) -> Iterator[KSpaceVolume]:
     """Sort the imaging readouts of a scan into volumes, and yield each when its data are complete.
 
-    A volume is complete when a readout is flagged as the last of its slice, or a later repetition has begun, and it has
-    the lines that the encoding limits promise: all, or, in an accelerated scan, so many that they are no farther
-    apart than the header's acceleration factor says. One that stays incomplete comes when no readout has been added to
-    it for twice as many as a volume has, or at the end of the scan. So the memory does not grow with the number of
-    repetitions.
+    A volume is complete when a readout is flagged as the last of its slice, or a later repetition of the slice has
+    begun, and it has the lines that the encoding limits promise: all, or, in an accelerated scan, so many that they are
+    no farther apart than the header's acceleration factor says, and calibration lines, unless there are others or an
+    earlier repetition had none. One that stays incomplete comes when no readout has been added to it for twice as many
+    as a volume has, or at the end of the scan. So the memory does not grow with the number of repetitions.
 
     Parameters
     ----------
@@ -112,8 +60,9 @@ def sort_volumes(
     warn
         Called with a text about readouts that have no place or no use.
     calibration
-        Called with each readout that was acquired for calibration only and is none of the image's; None: they have no
-        use, and the client is told where they may be some of the image.
+        Called with each calibration line, unless the header's calibration mode makes it one of the image's; lines of
+        both purposes belong to the image, too. None: lines for calibration only have no use, and the client is told
+        where they may be some of the image.
 
     Raises
     ------
@@ -125,21 +74,36 @@ def sort_volumes(
     """
     builder = _Builder(metadata, warn)
     waiting: dict[Key, _Waiting] = {}
-    newest = 0  # repetition
+    newest: dict[tuple[int, int], int] = {}  # repetition of each slice of an encoding space
     made: set[Key] = set()
+    calibrated: set[tuple[int, ...]] = set()  # slices that calibration lines came for, series that have none
     late = 0
-    for count, item in enumerate(_checked(items, metadata, warn, calibration)):
+
+    def calibrate(readout: ismrmrd.Acquisition) -> None:
+        calibrated.add((readout.idx.slice,))
+        if calibration is not None:
+            calibration(readout)
+
+    keep = None if calibration is None else calibrate
+    for count, item in enumerate(_checked(items, metadata, warn, keep)):
         idx = item.idx
         key = Key(idx.repetition, item.encoding_space_ref, idx.slice, idx.contrast, idx.set)
         late += key in made
         if key not in waiting:
-            waiting[key] = _Waiting(encoding_of(metadata, key.encoding_space_ref))
+            encoding = encoding_of(metadata, key.encoding_space_ref)
+            mode = calibration_mode(metadata, key.encoding_space_ref)
+            waiting[key] = _Waiting(encoding, may_have_calibration=mode not in NO_OWN_CALIBRATION)
         waiting[key].add(item, count)
-        begun, newest = idx.repetition > newest, max(idx.repetition, newest)
-        for other in sorted(waiting) if begun else [key]:
-            later = other.repetition < newest
-            if waiting[other].is_complete(later) or (later and waiting[other].is_left(count)):
+        series = (item.encoding_space_ref, idx.slice)
+        begun = idx.repetition > newest.get(series, 0)
+        newest[series] = max(idx.repetition, newest.get(series, 0))
+        for other in sorted(each for each in waiting if each[1:3] == series) if begun else [key]:
+            later = other.repetition < newest[series]
+            known = not calibrated.isdisjoint({(other.slice,), other[1:]})
+            if waiting[other].is_complete(later, known) or (later and waiting[other].is_left(count)):
                 made.add(other)
+                if not waiting[other].has_calibration():
+                    calibrated.add(other[1:])
                 yield from builder.build(other, waiting.pop(other).readouts)
     if late:
         warn(f"{late} readouts came after the image that they belong to: a further one was made of them")
@@ -155,20 +119,24 @@ class _Waiting:
     ----------
     encoding
         The header's.
+    may_have_calibration
+        Calibration lines of an accelerated scan may be among its lines.
     """
 
-    def __init__(self, encoding: Any) -> None:
+    def __init__(self, encoding: Any, may_have_calibration: bool) -> None:
         self.readouts: list[Any] = []
         self._places: dict[tuple[int, int], set[tuple[int, int]]] = {}  # [average, phase]: (row, partition)
         self._count = 0  # of different places
         self._newest = 0  # number of the newest readout in the scan
         self._is_last = False
-        limits = encoding.encodingLimits
-        self._limits = (limits.kspace_encoding_step_1, limits.kspace_encoding_step_2)
+        self._limit = counter_limit(encoding, "kspace_encoding_step_1")
         self._lines = tuple(counter_values(encoding, f"kspace_encoding_step_{step}") for step in (1, 2))
-        self._can_end = None not in (limits.kspace_encoding_step_1, limits.average)  # by a flag
+        known = (counter_limit(encoding, name) for name in ("kspace_encoding_step_1", "average"))
+        self._can_end = None not in known  # by a flag
+        self._knows_phases = counter_limit(encoding, "phase") is not None
         self._images = counter_values(encoding, "average") * counter_values(encoding, "phase")
         self._factors = acceleration_factors(encoding)
+        self._wants_calibration = may_have_calibration and max(self._factors) > 1
 
     def add(self, readout: Any, number: int) -> None:
         """Keep a readout, with its number in the scan."""
@@ -181,13 +149,24 @@ class _Waiting:
         self._is_last = bool(readout.flags & LAST_MASK)
         self.readouts.append(readout)
 
-    def is_complete(self, later_has_begun: bool) -> bool:
+    def is_complete(self, later_has_begun: bool, calibrated: bool) -> bool:
         """Tell whether nothing more has to be waited for."""
-        if not later_has_begun and not (self._can_end and self._is_last):
+        ends_by_flag = self._can_end and self._is_last and (self._knows_phases or len(self._places) <= self._images)
+        if not later_has_begun and not ends_by_flag:
             return False
         if self._count >= self._images * math.prod(self._lines):
             return True
-        return len(self._places) >= self._images and all(map(self._is_covered, self._places.values()))
+        if len(self._places) < self._images or not all(map(self._is_covered, self._places.values())):
+            return False
+        return later_has_begun or calibrated or not self._wants_calibration or self.has_calibration()
+
+    def has_calibration(self) -> bool:
+        """Tell whether some image has neighbouring lines, as they are round the centre."""
+        return any(
+            all((row + step, partition) in places for step in range(CALIBRATION_ROWS))
+            for places in self._places.values()
+            for row, partition in places
+        )
 
     def is_left(self, count: int) -> bool:
         """Tell whether so many readouts have come since the newest one that no further ones are to be expected."""
@@ -197,7 +176,7 @@ class _Waiting:
         least = math.prod(count // factor for count, factor in zip(self._lines, self._factors, strict=True))
         if self._lines[1] > 1:
             return len(places) >= CORNERS * least
-        limit, factor = self._limits[0], self._factors[0]
+        limit, factor = self._limit, self._factors[0]
         rows = sorted({row for row, _ in places})
         if limit is not None:
             rows = [limit.minimum - 1, *rows, limit.maximum + 1]
@@ -210,7 +189,7 @@ def _checked(
     warn: Callable[[str], None],
     calibration: Callable[[Any], None] | None,
 ) -> Iterator[ismrmrd.Acquisition]:
-    """Yield the imaging readouts of a scan; those for calibration only are passed to `calibration`."""
+    """Yield the imaging readouts of a scan; calibration lines are passed to `calibration`, see `sort_volumes`."""
     channels = None
     directions: dict[int, NDArray[Any] | None] = {}  # of the readouts of an encoding space, by their trajectory
     told = False
@@ -220,13 +199,12 @@ def _checked(
             raise TypeError("got an image; a Cartesian reconstruction needs raw data (readouts)")
         if not isinstance(item, ismrmrd.Acquisition):
             continue
-        if not is_imaging(item, metadata):
-            if not is_calibration_only(item):
-                continue
+        if is_calibration(item) and calibration_mode(metadata, item.encoding_space_ref) not in SAME_CONTRAST:
             if calibration is None:
-                told = told or _tell_unknown_calibration(item, metadata, warn)
+                told = told or (is_calibration_only(item) and _tell_unknown_calibration(item, metadata, warn))
             elif np.isfinite(item.data).all():
                 calibration(item)
+        if not is_imaging(item, metadata):
             continue
         if item.encoding_space_ref not in directions:  # at the first readout: a whole scan is long to wait for an error
             encoding_of(metadata, item.encoding_space_ref)
@@ -299,7 +277,6 @@ def check_trajectory(readout: Any, direction: NDArray[Any] | None) -> NDArray[An
     return own if direction is None else direction
 
 
-# ------------------------------------------------------------------------------------------------ one k-space volume
 class _Builder:
     """Places the readouts of each volume in its matrix, and says what had no place.
 
@@ -315,7 +292,7 @@ class _Builder:
         self._metadata, self._warn = metadata, warn
         self._outside = 0
         self._nowhere: OutsideMatrixError | None = None
-        self._found_a_place = False
+        self._found_a_place = self._told = False
 
     def build(self, key: Key, readouts: list[Any]) -> Iterator[KSpaceVolume]:
         """Yield the volume of some readouts, unless none of them has a place in the matrix."""
@@ -326,6 +303,13 @@ class _Builder:
             return
         self._outside += outside
         self._found_a_place = True
+        planes = volume.encoding.encodedSpace.matrixSize.z
+        if planes > volume.partitions.points and not self._told:
+            self._told = True
+            self._warn(
+                f"encodedSpace.matrixSize.z is {planes}, but kspace_encode_step_2 has one value: this is taken as a "
+                "2-D scan, for which 1 is right"
+            )
         yield volume
 
     def finish(self) -> None:
@@ -343,150 +327,3 @@ class _Builder:
         if self._outside:
             text = "readouts lie wholly or partly outside the matrix; what lies outside is left out"
             self._warn(f"{self._outside} {text}")
-
-
-def place(key: Key, readouts: list[Any], metadata: Any) -> tuple[KSpaceVolume, int]:
-    """Place readouts in the matrix of their encoding.
-
-    Parameters
-    ----------
-    key
-        Their counters.
-    readouts
-        One at least.
-    metadata
-        The MRD header.
-
-    Returns
-    -------
-    volume
-        All of them.
-    outside
-        How many did not fit into the matrix, wholly or partly.
-
-    Raises
-    ------
-    OutsideMatrixError
-        When none did.
-    ValueError
-        When the sizes are beyond limits.
-    """
-    encoding = encoding_of(metadata, key.encoding_space_ref)
-    columns, rows, partitions = axes_of(encoding, readouts[0])
-    counters = sorted({readout.idx.phase for readout in readouts})
-    phases = {counter: position for position, counter in enumerate(counters)}
-
-    shape = (readouts[0].active_channels, partitions.points, rows.points, columns.points, len(phases))
-    largest = shape[0] * shape[-1] * math.prod(max(axis) for axis in (partitions, rows, columns))
-    if largest > MAX_POINTS:
-        raise ValueError(f"k-space [channel, z, y, x, phase] of size {shape} is beyond {MAX_POINTS} points")
-
-    kspace = np.zeros(shape, dtype=np.complex64)
-    count = np.zeros(shape[1:], dtype=np.uint32)
-    nearest: dict[int, tuple[int, Any]] = {}
-    first_row = first_index(encoding, "kspace_encoding_step_1", rows.points)
-    first_partition = first_index(encoding, "kspace_encoding_step_2", partitions.points)
-    outside = 0
-    for readout in readouts:
-        row = readout.idx.kspace_encode_step_1 + first_row
-        partition = readout.idx.kspace_encode_step_2 + first_partition
-        phase = phases[readout.idx.phase]
-        outside += not add_readout(readout, kspace[..., phase], count[..., phase], partition, row)
-        distance = abs(row - rows.points // 2) + abs(partition - partitions.points // 2)
-        if phase not in nearest or distance < nearest[phase][0]:
-            nearest[phase] = (distance, readout)
-    if not count.any():
-        first = readouts[0]
-        raise OutsideMatrixError(
-            f"none of {len(readouts)} readouts has a place in the matrix: the first one's kspace_encode_step_1 is "
-            f"{first.idx.kspace_encode_step_1} where {-first_row} to {rows.points - first_row - 1} would be right, its "
-            f"kspace_encode_step_2 is {first.idx.kspace_encode_step_2} where {-first_partition} to "
-            f"{partitions.points - first_partition - 1} would be, and its samples begin at column "
-            f"{ordered_samples(first, columns.points)[1]} of {columns.points}, "
-            "by the header's encodedSpace and encodingLimits"
-        )
-    if count.max() > 1:
-        kspace /= np.maximum(count, 1)
-    present = np.flatnonzero(count.any(axis=(0, 1, 3)))
-    return KSpaceVolume(
-        key=key,
-        kspace=kspace,
-        sampled=count.max(axis=2),
-        samples=(int(present[0]), int(present[-1]) + 1),
-        heads=tuple(nearest[phase][1].getHead() for phase in range(len(phases))),
-        encoding=encoding,
-        columns=columns,
-        rows=rows,
-        partitions=partitions,
-        mirrored=is_mirrored(metadata),
-    ), outside
-
-
-def add_readout(
-    readout: Any, kspace: NDArray[np.complex64], count: NDArray[np.uint32], partition: int, row: int
-) -> bool:
-    """Add the samples of a readout to its line of the matrix; returns False if they do not all have a place there.
-
-    Parameters
-    ----------
-    readout
-        The acquisition.
-    kspace
-        [channel, partition, row, sample], changed in place.
-    count
-        Number of readouts at each place [partition, row, sample], changed in place.
-    partition, row
-        Its line, which may lie outside.
-    """
-    _, partitions, rows, points = kspace.shape
-    samples, start = ordered_samples(readout, points)
-    begin, end = max(start, 0), min(start + samples.shape[1], points)
-    if not (0 <= row < rows and 0 <= partition < partitions and begin < end):
-        return False
-    kspace[:, partition, row, begin:end] += samples[:, begin - start : end - start]
-    count[partition, row, begin:end] += 1
-    return end - begin == samples.shape[1]
-
-
-def axes_of(encoding: Any, readout: Any) -> tuple[Axis, Axis, Axis]:
-    """Sizes along readout, rows and partitions of an encoding, as a readout of it says."""
-    columns, rows, partitions = (encoding_axis(encoding, name) for name in "xyz")
-    if partitions.points == 1:
-        partitions = Axis(1, 1, 1)  # some headers write the number of slices of a 2-D encoding here
-    if _oversampling_removed(readout, columns):
-        columns = Axis(columns.pixels, columns.pixels, columns.pixels)
-    return columns, rows, partitions
-
-
-def _oversampling_removed(readout: Any, columns: Axis) -> bool:
-    """True if someone on the way halved the readout by removing its oversampling, and left the header as it was."""
-    samples = readout.number_of_samples - readout.discard_pre - readout.discard_post
-    centre = readout.center_sample - readout.discard_pre
-    centred = abs(centre - samples // 2) <= 1 or centre >= samples  # the latter: the centre was left as it was, too
-    return samples == columns.pixels and columns.points == 2 * columns.pixels == columns.transform and centred
-
-
-def ordered_samples(readout: Any, points: int) -> tuple[NDArray[np.complex64], int]:
-    """Samples of a readout in the order of rising k, and the column of the first of them.
-
-    ``discard_pre`` and ``discard_post`` samples are dropped, reversed readouts turned round. ``center_sample`` counts
-    in the order of rising k, as converters of vendor data write it. Where it was obviously not set (0 in a readout as
-    wide as the matrix, or beyond the readout's end) the readout is centred.
-
-    Parameters
-    ----------
-    readout
-        The acquisition, data [channel, sample].
-    points
-        Columns of the matrix, with k = 0 at column `points` // 2.
-    """
-    total = readout.number_of_samples
-    pre, post = readout.discard_pre, readout.discard_post
-    samples = readout.data[:, pre : max(total - post, pre)]
-    if readout.is_flag_set(ismrmrd.ACQ_IS_REVERSE):
-        samples, pre = samples[:, ::-1], post
-    width = samples.shape[1]
-    centre = readout.center_sample - pre
-    if centre >= width or (readout.center_sample == 0 and width >= points > 1):
-        centre = width // 2
-    return samples, points // 2 - centre

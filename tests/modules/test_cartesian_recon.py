@@ -8,64 +8,20 @@ import pytest
 from ismrmrd.serialization import ConfigFile
 
 import cartesian_recon
-import constants
 from cartesian_data import FakeConnection
-from cartesian_recon import CartesianConfig, CartesianReconstruction
+from cartesian_scans import EMBEDDED, SMALL, error, reconstruct, truth, warnings
 from mrdio.dependencies import Dependency
-from recon import cartesian, configuration, volumes
+from recon import cartesian, volumes
 from recon.configuration import PROJECT_FOLDER
 from recon.reconspace import ReconSpace
 from simulation import cartesiansimulation as simulation
 from simulation.cartesiansimulation import Epi, Noise, Scan
-
-SMALL = {"columns": 72, "rows": 80, "coils": 8, "noise": 0.002}
-EMBEDDED = {"calibration": "embedded", "calibration_width": 20}
-
-
-@pytest.fixture
-def reconstruct(monkeypatch):
-    """Reconstruct the readouts of a simulated scan (or others) without a socket; returns the connection."""
-
-    def run(scan, items=None, header=None, dependency=lambda kind: None, **options):
-        settings = CartesianConfig(CartesianReconstruction(**{"coil_combine": "rssq", "prewhiten": "off"} | options))
-        monkeypatch.setattr(configuration, "load", lambda cls: settings)
-        connection = FakeConnection(simulation.acquisitions(scan) if items is None else items)
-        connection.dependency = dependency
-        cartesian_recon.process(connection, "cartesian_recon", header or simulation.header(scan))
-        return connection
-
-    return run
-
-
-def truth(scan):
-    """Root sum of squares of what full sampling without noise shows [plane, row, column], by NumPy alone."""
-    kept = {name: getattr(scan, name) for name in ("columns", "rows", "coils", "slices", "partitions", "object_size")}
-    kspace = np.zeros((scan.coils, scan.slices * scan.partitions, scan.rows, scan.samples), complex)
-    for readout in simulation.acquisitions(Scan(**kept, phase=scan.phase, noise=0)):
-        idx = readout.idx
-        kspace[:, idx.slice + idx.kspace_encode_step_2, idx.kspace_encode_step_1] = readout.data
-    axes = (2, 3) if scan.partitions == 1 else (1, 2, 3)
-    images = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(kspace, axes=axes), axes=axes), axes=axes)
-    first = scan.samples // 2 - scan.columns // 2
-    return np.linalg.norm(images[..., first : first + scan.columns], axis=0)
 
 
 def test_truth_is_the_density_but_for_what_the_matrix_resolves():
     scan = Scan(**SMALL)
     density = simulation.density(scan) * np.linalg.norm(simulation.maps(scan), axis=0)
     assert np.linalg.norm(truth(scan) - density) < 0.15 * np.linalg.norm(density)
-
-
-def error(connection, expected):
-    """Relative error of all images together, after the best scale factor."""
-    images = np.array([image.data[0, 0] for image in connection.images], float)
-    assert images.shape == expected.shape
-    factor = np.vdot(images, expected) / np.vdot(images, images)
-    return np.linalg.norm(images * factor - expected) / np.linalg.norm(expected)
-
-
-def warnings(connection):
-    return [text for level, text in connection.logs if level == constants.MRD_LOGGING_WARNING]
 
 
 # ------------------------------------------------------------------------------------------------------- kinds of scans
@@ -95,7 +51,7 @@ LIMIT = 0.08
         if getattr(value, field.name) != field.default and field.name not in (*SMALL, "calibration_width", "epi")
     ),
 )  # fmt: skip
-def test_images_agree_with_the_truth(reconstruct, scan, zero_filled):
+def test_images_agree_with_the_truth(scan, zero_filled):
     connection = reconstruct(scan)
     expected = truth(scan)
     assert not warnings(connection)
@@ -104,14 +60,14 @@ def test_images_agree_with_the_truth(reconstruct, scan, zero_filled):
         assert error(reconstruct(scan, acceleration="none"), expected) > zero_filled
 
 
-def test_partial_fourier_is_sharper_than_with_zeros(reconstruct):
+def test_partial_fourier_is_sharper_than_with_zeros():
     scan = Scan(**SMALL, partial_fourier=0.625, phase=0.7)
     errors = [error(reconstruct(scan, partial_fourier=mode), truth(scan)) for mode in ("auto", "pocs", "zero")]
     assert errors[0] == errors[1] < 0.8 * errors[2]
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_slab_accelerated_in_both_directions(reconstruct, shift):
+def test_slab_accelerated_in_both_directions(shift):
     size = {"columns": 40, "rows": 44, "partitions": 20, "coils": 12, "noise": 0.0005}
     scan = Scan(**size, acceleration=2, acceleration_2=2, shift=shift, calibration="embedded", calibration_width=12)
     connection = reconstruct(scan)
@@ -123,21 +79,21 @@ def test_slab_accelerated_in_both_directions(reconstruct, shift):
     assert not warnings(connection)
 
 
-def test_object_larger_than_the_field_of_view(reconstruct):
+def test_object_larger_than_the_field_of_view():
     scan = Scan(**SMALL, object_size=1.3, acceleration=2, **EMBEDDED)
     auto, none = (error(reconstruct(scan, acceleration=method), truth(scan)) for method in ("auto", "none"))
     assert auto < 0.08 < 0.15 < none
 
 
 @pytest.mark.parametrize(("method", "limit"), [("sense", 0.17), ("l1-wavelet", 0.17), ("grappa", 0.14)])
-def test_methods_that_are_asked_for(reconstruct, method, limit):
+def test_methods_that_are_asked_for(method, limit):
     scan = Scan(**SMALL, acceleration=2, **EMBEDDED)
     connection = reconstruct(scan, acceleration=method)
     assert error(connection, truth(scan)) < limit
     assert any(f"{method} makes up for the others" in text for _, text in connection.logs)
 
 
-def test_interleaved_repetitions_calibrate_each_other(reconstruct):
+def test_interleaved_repetitions_calibrate_each_other():
     scan = Scan(**SMALL, acceleration=2, repetitions=2)  # four images of every second line each, none of calibration
     connection = reconstruct(scan)
     assert [image.repetition for image in connection.images] == [0, 1, 2, 3]
@@ -145,7 +101,7 @@ def test_interleaved_repetitions_calibrate_each_other(reconstruct):
     assert not warnings(connection)
 
 
-def test_irregular_lines_and_a_lost_one(reconstruct):
+def test_irregular_lines_and_a_lost_one():
     scan = Scan(**SMALL)
     readouts = list(simulation.acquisitions(scan))
     lost = reconstruct(scan, [each for each in readouts if each.idx.kspace_encode_step_1 != 52])
@@ -158,7 +114,7 @@ def test_irregular_lines_and_a_lost_one(reconstruct):
     assert any("irregularly: l1-wavelet" in text for _, text in irregular.logs)
 
 
-def test_without_calibration_the_image_comes_with_a_warning(reconstruct):
+def test_without_calibration_the_image_comes_with_a_warning():
     scan = Scan(**SMALL, acceleration=2, calibration="embedded", calibration_width=0)
     connection = reconstruct(scan)
     assert len(connection.images) == 1
@@ -167,7 +123,7 @@ def test_without_calibration_the_image_comes_with_a_warning(reconstruct):
 
 
 # ---------------------------------------------------------------------------------------- noise and other measurements
-def test_whitening_raises_the_signal_to_noise_ratio(reconstruct):
+def test_whitening_raises_the_signal_to_noise_ratio():
     noise = Noise(correlation=0.8, readouts=30)
     scan = Scan(**SMALL | {"noise": 0.05}, noise_scan=True, noise_model=noise)
     clean = dataclasses.replace(scan, noise=0.0, noise_scan=False)
@@ -179,7 +135,7 @@ def test_whitening_raises_the_signal_to_noise_ratio(reconstruct):
     assert errors["auto"] < 0.9 * errors["off"]
 
 
-def test_noise_and_calibration_from_stored_measurements(reconstruct):
+def test_noise_and_calibration_from_stored_measurements():
     scan = Scan(**SMALL, acceleration=2, calibration="embedded", calibration_width=0)
     other = Scan(**SMALL | {"rows": 80}, noise_scan=True, noise_model=Noise(readouts=20))
     readouts = list(simulation.acquisitions(other))
@@ -195,7 +151,7 @@ def test_noise_and_calibration_from_stored_measurements(reconstruct):
 
 
 @pytest.mark.parametrize("options", [{}, {"acceleration": 2, **EMBEDDED}], ids=["full", "accelerated"])
-def test_images_in_units_of_their_noise(reconstruct, options):
+def test_images_in_units_of_their_noise(options):
     size = {"columns": 48, "rows": 48, "coils": 4, "noise": 0.01}
     noise = Noise(correlation=0.5, readouts=100, dwell=10.0)
     scans = [Scan(**size, **options, noise_scan=True, noise_model=noise, seed=seed) for seed in range(16)]
@@ -209,14 +165,14 @@ def test_images_in_units_of_their_noise(reconstruct, options):
     assert (np.median(sent[0][1].data[0, 0][bright]) > 1.02) == bool(options)
 
 
-def test_units_of_noise_need_to_know_it(reconstruct):
+def test_units_of_noise_need_to_know_it():
     connection = reconstruct(Scan(**SMALL), snr_units=True)
     (text,) = warnings(connection)
     assert "snr_units: images are in their own units" in text
 
 
 # ------------------------------------------------------------------------------------------- streaming and geometry
-def test_images_leave_when_their_slice_is_complete(reconstruct):
+def test_images_leave_when_their_slice_is_complete():
     scan = Scan(**SMALL, acceleration=2, slices=3, repetitions=2, **EMBEDDED)
     readouts = list(simulation.acquisitions(scan))
     taken = []
@@ -265,7 +221,7 @@ def test_whole_session(server, connect):
     assert not any(text.startswith(("WARNING", "ERROR")) for text in texts)
 
 
-def test_spike_in_the_calibration_lines_does_not_spoil_later_repetitions(reconstruct):
+def test_spike_in_the_calibration_lines_does_not_spoil_later_repetitions():
     scan = Scan(**SMALL, acceleration=2, repetitions=2, **EMBEDDED)
     readouts = list(simulation.acquisitions(scan))
     readouts[25].data[0, 70] = 1e6

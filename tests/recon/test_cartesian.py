@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cartesian_data import indices, make_header, make_image, make_readout, point_kspace, readouts_of
-from recon import cartesian, mrdencoding, volumes
+from recon import cartesian, kspacevolume, mrdencoding
 
 
 def planes_of(readouts, header):
@@ -353,7 +353,7 @@ def test_complete_repetitions_come_while_the_scan_goes_on():
         seen.append(len(taken))
         assert [plane.head.idx.slice for plane in planes] == [0, 1]
         np.testing.assert_allclose(planes[0].kspace, planes[0].head.idx.repetition)
-    assert seen == [5, 9, 12]
+    assert seen == [6, 10, 12]  # each slice when its next repetition has begun
 
 
 def test_interleaved_or_shuffled_repetitions_are_not_torn_apart():
@@ -410,7 +410,7 @@ def test_sizes_are_bounded(monkeypatch):
         planes_of(readout, make_header((4, 4, 1), (4, 0, 1)))
     with pytest.raises(ValueError, match="matrix x of the field of view"):
         planes_of(readout, make_header((4, 4, 1), (4, 4, 1), (1e30, 4, 1), (1, 4, 1)))
-    monkeypatch.setattr(volumes, "MAX_POINTS", 1000)
+    monkeypatch.setattr(kspacevolume, "MAX_POINTS", 1000)
     with pytest.raises(ValueError, match="beyond 1000 points"):
         planes_of(readout, make_header((32, 32, 1)))
 
