@@ -80,7 +80,7 @@ def measure(options: dict[str, Any], slices: int, repetitions: int) -> tuple[flo
     """Median and longest time for a slice [s], its acquisition time [s], memory above the start [MiB], images."""
     scan = Scan(
         coils=32, acceleration=3, calibration="embedded", calibration_width=24, noise_scan=True,
-        noise_model=Noise(readouts=20), repetitions=repetitions, slices=1,
+        noise_model=Noise(readouts=20), slices=1,
     )  # fmt: skip
     head = header(scan)
     head.encoding[0].encodingLimits.slice = ismrmrd.xsd.limitType(minimum=0, maximum=slices - 1, center=0)
