@@ -59,8 +59,8 @@ from mrdio.h5groups import MrdFileError
 from mrdio.limits import Limits
 from mrdio.mrdheader import parse_header
 from mrdio.mrdsource import Item, Source, open_source
+from mrdio.outputfile import PartFile, check_output, join_command, join_in_process
 from mrdio.pacing import Pace
-from outputfile import PartFile, check_output, join_command, join_in_process
 
 logger = logging.getLogger(__name__)
 

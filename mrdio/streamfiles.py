@@ -22,6 +22,7 @@ if sys.platform != "win32":  # which refuses to rename a file that is open: that
 logger = logging.getLogger(__name__)
 
 STREAM_SUFFIX = ".mrdpart"
+RECORDER = Path(__file__).resolve().parent.parent / "recorder.py"  # the command that puts streams into MRD files
 
 # What is saved is patients' data: not for everybody on this machine to read.
 FILE_MODE, FOLDER_MODE = 0o640, 0o750

@@ -22,8 +22,6 @@ from mrdio.logs import current_session
 
 logger = logging.getLogger(__name__)
 
-COMMAND = Path(__file__).resolve().parent.parent / "recorder.py"
-
 
 @dataclass(frozen=True)
 class Job:
@@ -187,7 +185,7 @@ class Converter:
         with self._changed:
             if self._process is None and not self._stopped:
                 self._process = subprocess.Popen(
-                    [sys.executable, str(COMMAND), "--follow", "--log-json",
+                    [sys.executable, str(streamfiles.RECORDER), "--follow", "--log-json",
                      *as_arguments(self._limits, *conversion.CONVERSION_LIMITS)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,

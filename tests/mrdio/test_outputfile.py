@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 import client
+import recorder
 from conftest import bytes_of, header_xml, make_acquisition, make_header, make_image, write_mrd_file
 from constants import MessageId
 from mrdio.h5groups import MrdFileError
 from mrdio.mrdfile import MrdReader
-from outputfile import PartFile, check_output, join, join_command, join_in_process
+from mrdio.outputfile import PartFile, check_output, join, join_command, join_in_process
 from server_process import PROJECT
 
 
@@ -267,3 +268,10 @@ def test_an_interrupted_run_from_python_says_where_it_is_kept(output, server, mo
     assert str(part) in caught.value.__notes__[0]
     join(part, output, "run")
     assert len(numbers(output, "run")) == 4
+
+
+def test_the_command_that_joins_needs_the_stream(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recorder.py", "-o", "out.h5"])
+    with pytest.raises(SystemExit, match="2"):
+        recorder.main()
+    assert "-o needs the stream that is to be put into it" in capsys.readouterr().err
