@@ -19,6 +19,7 @@ import client
 import recorder
 from conftest import bytes_of, header_xml, make_acquisition, make_header, make_image, write_mrd_file
 from constants import MessageId
+from mrdio import clientsession
 from mrdio.h5groups import MrdFileError
 from mrdio.mrdfile import MrdReader
 from mrdio.outputfile import PartFile, check_output, join, join_command, join_in_process
@@ -241,7 +242,7 @@ def test_warnings_of_the_process_that_joins_are_logged(output, caplog):
 def test_a_session_that_cannot_begin_touches_nothing(output, monkeypatch, tmp_path):
     before = output.read_bytes(), output.stat().st_mtime_ns
     raw = write_mrd_file(tmp_path / "raw.h5", [make_acquisition(0)], xml=header_xml())
-    monkeypatch.setattr(client, "CONNECT_PATIENCE", 0.1)
+    monkeypatch.setattr(clientsession, "CONNECT_PATIENCE", 0.1)
     with pytest.raises(client.ClientError, match="no server answers"):
         client.run(client.ClientOptions(raw, output=output, port=1))
     assert (output.read_bytes(), output.stat().st_mtime_ns) == before
@@ -260,7 +261,7 @@ def test_an_interrupted_run_from_python_says_where_it_is_kept(output, server, mo
     running = server(module_folders=(PROJECT,))
     before = output.read_bytes()
     source = write_mrd_file(tmp_path / "images.h5", [make_image(i) for i in range(4)], xml=header_xml())
-    monkeypatch.setattr(client, "join_in_process", interrupted)
+    monkeypatch.setattr(clientsession, "join_in_process", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         client.run(client.ClientOptions(source, output=output, out_group="run", port=running.port))
     assert output.read_bytes() == before
