@@ -1,4 +1,4 @@
-"""Gradient impulse response: what the scanner's gradients did instead of what they were told.
+"""Gradient impulse response: the gradients that the scanner played out, from those that were asked for.
 
 `predict_gradients` is a function from the gradients that were asked for to those that were played out. The system is
 linear and time-invariant on the physical axes. Gyromagnetic ratio and units cancel: gradients may be in any unit, such

@@ -75,7 +75,7 @@ def configure_logging(verbose: bool, quiet: bool, logfile: Path | None) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The signal that it is given, as its number, is to end the program."""
+    """The program was told to end by a signal, whose number is the argument."""
 
 
 def interrupt_on_signals() -> None:
@@ -98,7 +98,7 @@ def interrupt_on_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """Let no signal disturb the program's end: Python would die of it, with another exit status."""
+    """Ignore signals at the end of the program: Python would end with another exit status."""
     for signum in ENDING_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 
@@ -175,7 +175,7 @@ def show_progress(sent: int, total: int | None, received: int) -> None:
 
 
 def print_summary(result: Result) -> None:
-    """Print what went and what came."""
+    """Print how much was sent and received, and where the images are."""
 
     def listed(counts: dict[str, int]) -> str:
         return ", ".join(f"{count} {kind}" for kind, count in counts.items())

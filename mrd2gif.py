@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Preview the images of MRD files: one GIF, animated if there are several images, for each image sub-group.
 
-``python mrd2gif.py img.h5`` writes ``img_<group>_image_<series>.gif`` beside ``img.h5``. What is drawn:
+``python mrd2gif.py img.h5`` writes ``img_<group>_image_<series>.gif`` beside ``img.h5``. Drawn are:
 
 - *Frames* are images of one average, contrast, phase, repetition and set, in stored order. Slices of a frame, and
   partitions of 3-D images, are tiled from left to right and top to bottom. Pixels are drawn square.

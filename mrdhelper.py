@@ -100,7 +100,7 @@ def get_json_config_param(config: Any, key: str, default: Any = None, type: str 
     Parameters
     ----------
     config
-        What `process` received: the parsed JSON object, or the config name when the client sent no JSON.
+        Argument of `process`: the parsed JSON object, or the config name when the client sent no JSON.
     key
         Name below `config["parameters"]`.
     default
@@ -203,7 +203,7 @@ def check_geometry(head: Any) -> None:
 def update_img_header_from_raw(imgHead: ismrmrd.ImageHeader, rawHead: Any) -> ismrmrd.ImageHeader:
     """Copy what an image inherits from a readout: geometry, counters, time stamps, user fields.
 
-    Type (magnitude), index (1) and series (0) get their defaults. Size and data type are the pixels' business.
+    Type (magnitude), index (1) and series (0) get their defaults. Size and data type follow from the pixels.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""One session of the client with a server: what is sent, and what is kept of what comes back.
+"""One session of the client with a server: sends a file, and keeps the images that come back.
 
-What comes back goes into a stream file beside the output file, which joins the output when the session is over
-(`outputfile`). It does so too when the server reports an error or breaks the session off: no more will come. A run that
-is interrupted (Ctrl+C, SIGTERM, SIGHUP) stays beside the output: who breaks off a run may not want a part of it among
-the whole ones, and must not wait for a large file. The note on the exception names the stream and the command that puts
+Images go into a stream file beside the output file, which joins the output when the session is over (`outputfile`). It
+does so too when the server reports an error or breaks the session off: no more will come. A run that is interrupted
+(Ctrl+C, SIGTERM, SIGHUP) stays beside the output: an incomplete run does not belong among the complete ones, and the
+program must end without waiting for a large file. The note on the exception names the stream and the command that puts
 it into the output.
 """
 
@@ -103,9 +103,9 @@ class Result:
     output, group : Path, str
         Where the images are.
     sent, received, fallbacks : dict, dict, int
-        How many acquisitions, waveforms and images went and came, and how many of these are only fallback images.
+        Numbers of acquisitions, waveforms and images sent and received, and of the fallback images among them.
     errors : list of str
-        Error messages of the server, and what broke the session off.
+        Error messages of the server, and errors that broke the session off.
     seconds : float
         How long the session took [s].
     part : Path or None
@@ -126,7 +126,7 @@ class Result:
 
 
 class _Receiver(threading.Thread):
-    """Takes what the server sends, and writes it as it comes; `complete` tells that nothing was left out."""
+    """Writes the messages of the server to the stream file as they arrive; `complete` is true if none was left out."""
 
     def __init__(self, connection: Connection, options: ClientOptions, result: Result, part: PartFile) -> None:
         super().__init__(name="receiver", daemon=True)
@@ -160,7 +160,7 @@ class _Receiver(threading.Thread):
         level = logging.getLevelNamesMapping().get(word)
         if level is None:
             level, rest = logging.INFO, text
-        # Whatever a server sends must not steer the terminal.
+        # Control characters from a server must not change the terminal.
         rest = "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in rest.strip())
         logger.log(level, "server: %s", rest)
         if level >= logging.ERROR:
@@ -232,14 +232,14 @@ def json_parameters(options: ClientOptions, of_file: str | None) -> str | None:
 
 
 def run(options: ClientOptions) -> Result:
-    """Hold one session: send the file, receive until the server closes, put what came into the output.
+    """Hold one session: send the file, receive until the server closes, put the images into the output.
 
     Raises
     ------
     ClientError, MrdFileError
-        If the session cannot begin. What goes wrong later stands in the result's ``errors``.
+        If the session cannot begin. Later errors are in the result's ``errors``.
     KeyboardInterrupt
-        If it is interrupted; a note says where what came in until then is kept.
+        If it is interrupted; a note says where the images that came until then are kept.
     """
     group = options.out_group or str(datetime.now())
     result = Result(_output_path(options, group), group)
@@ -294,12 +294,12 @@ def _hold_session(source: Source, part: PartFile, options: ClientOptions, result
                 connection.send_json_parameters(parameters)
             _send_items(connection, receiver, source, options, result)
         except MrdError as error:
-            receiver.join(CONNECT_PATIENCE)  # the server's own words, if there are any, come first
+            receiver.join(CONNECT_PATIENCE)  # the server's error message, if there is one, comes first
             result.errors.append(str(error))
         except MrdFileError as error:
             result.errors.append(str(error))
-        connection.abort()  # a receiver that still waits is woken
-        receiver.join()  # what the system has taken in by then is still kept
+        connection.abort()  # ends the wait of the receiver
+        receiver.join()  # data that the system has received by then are still kept
     finally:
         connection.close()  # an interrupted one ends with the message that it has
         receiver.join(INTERRUPT_WAIT)
@@ -316,7 +316,7 @@ def _output_path(options: ClientOptions, group: str) -> Path:
         raise ClientError(f"the output would overwrite the input {options.source}: name another with -o")
     if not output.resolve().parent.is_dir():
         raise ClientError(f"there is no folder {output.resolve().parent} for the output")
-    check_output(output, group)  # what would keep the images from being written is better known before the scan
+    check_output(output, group)  # an output that cannot be written is reported before the scan
     return output
 
 

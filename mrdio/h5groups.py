@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 
-# What is looked at in a group.
+# Objects that are examined in a group.
 _MEMBERS = {"xml", "config", "config_file", "configAdditional", "data", "waveforms"}
 _IMAGES = ("image_", "images_")
 _IMAGE_PARTS = ("data", "header", "attributes")
@@ -42,8 +42,8 @@ class LeadsElsewhereError(MrdFileError):
 class Inside:
     """Finds what is in a file, and follows no link to another one.
 
-    HDF5 would open that, whatever it is, and its bytes would become data. Nothing is opened before its link is known to
-    stay in the file. What is not asked for is not looked at.
+    HDF5 would open the other file, whatever it is, and its bytes would become data. Nothing is opened before its link
+    is known to stay in the file. Objects that are not asked for are not examined.
 
     Parameters
     ----------

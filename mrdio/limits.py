@@ -54,7 +54,7 @@ class Limits:
     sessions : int
         How many sessions are served at once.
     waiting : int
-        How many further ones may wait for a place, if they may wait.
+        How many further ones may wait until a session ends, if they may wait.
     waiting_time : float
         How long they may wait [s].
     memory : int
@@ -62,7 +62,7 @@ class Limits:
     session_memory : int
         Memory of one session in a process of its own [bytes]; 0: no limit but that of the server.
     disk : int
-        What saving leaves free on the disk [bytes].
+        Disk space that saving leaves free [bytes].
     dependency_age : float
         How long a measurement that later scans depend on is kept [s].
     dependencies : int

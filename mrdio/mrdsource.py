@@ -1,4 +1,4 @@
-"""Source of what a client sends: the content of an MRD .h5 file or of an ISMRMRD stream file, through one interface."""
+"""Data that a client sends: the content of an MRD .h5 file or of an ISMRMRD stream file, through one interface."""
 
 import io
 import itertools
@@ -107,9 +107,9 @@ def in_time_order(
     Parameters
     ----------
     acquisitions, waveforms
-        What to merge.
+        Messages to merge.
     due
-        When a waveform belongs [ticks].
+        Time at which a waveform is to be sent [ticks].
     """
     waveform = next(waveforms, None)
     for acquisition in acquisitions:

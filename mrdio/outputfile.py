@@ -8,8 +8,8 @@ Whatever ends the client, its whole messages can be read: `mrdsource` and the ``
 puts them into a group of the output. The output itself is never written to. A copy of it gets the new group, and takes
 its place in one step, so that at any time the output is either the earlier file or the whole new one.
 
-This runs in a process of its own: HDF5 may crash when a write fails where the disk still reports room (a file size
-limit, a quota), and would take the client with it.
+This runs in a process of its own: HDF5 may crash when a write fails where the disk still reports free space (a file
+size limit, a quota), and would end the client, too.
 """
 
 import contextlib
@@ -128,8 +128,8 @@ def check_output(output: Path, group: str) -> None:
     Raises
     ------
     MrdFileError
-        If no file can be made beside it, or it is there and is write-protected, no HDF5 file, or open for writing, or
-        what the group holds leads to another file.
+        If no file can be made beside it; or it exists and is write-protected, is no HDF5 file or is open for writing;
+        or an object in the group leads to another file.
     """
     try:
         handle, name = _make_part(output)
@@ -153,7 +153,7 @@ def _command(part: Path, output: Path, group: str) -> list[str]:
 
 
 def join_in_process(part: Path, output: Path, group: str) -> None:
-    """Do as `join` in a process of its own; what it warns of is logged.
+    """Do as `join` in a process of its own; its warnings are logged.
 
     Raises
     ------
@@ -192,7 +192,7 @@ def join_in_process(part: Path, output: Path, group: str) -> None:
 def join(part: Path, output: Path, group: str) -> None:
     """Put the messages of a stream file into a group of an output file, and remove the stream file.
 
-    A message that broke off at the end of the stream is left out, and logged. What the group holds already is kept.
+    A message that broke off at the end of the stream is left out, and logged. Earlier content of the group is kept.
     The group notes the stream's name, size and time, so that a process that is killed before it has removed the stream
     does not lead to the same images twice.
 
@@ -213,7 +213,7 @@ def join(part: Path, output: Path, group: str) -> None:
         was.
     """
     try:
-        stream = io.BufferedReader(_locked(part.resolve(), flags=0))  # one process at a time: nothing is put in twice
+        stream = io.BufferedReader(_locked(part.resolve(), flags=0))  # one process at a time: no run is added twice
     except FileNotFoundError as error:
         raise MrdFileError(f"there is no {part}: it has been put into an output already, or been moved") from error
     with stream:
@@ -255,7 +255,7 @@ def _new_version(output: Path) -> Iterator[Path]:
             file.truncate(0)  # a process that was killed may have left something
             if output.exists():
                 earlier = until_replaced.enter_context(output.open("rb", buffering=0))
-                _keep_writers_out(output, earlier)  # what they would write into the earlier file would be lost
+                _keep_writers_out(output, earlier)  # data that they write into the earlier file would be lost
                 _copy(earlier, file)
                 if os.fstat(earlier.fileno()).st_nlink > 1:
                     logger.warning("%s has further names (hard links): under these, the earlier file stays", output)
@@ -296,11 +296,11 @@ def _locked(path: Path, flags: int = os.O_CREAT, wait: bool = True) -> io.FileIO
         except OSError as error:
             logger.warning("%s cannot be locked: let no other client write into the same output: %s", path, error)
             return file
-        file.close()  # who had it has put it in place, or removed it
+        file.close()  # the process that had the lock has renamed or removed it
 
 
 def _remove_unfinished(output: Path) -> None:
-    """Remove what a process that was killed, or crashed, has left; unless another one has it."""
+    """Remove the unfinished file of a process that was killed, or crashed; unless another one has it."""
     path = _unfinished(output.resolve())
     with contextlib.suppress(OSError), _locked(path, flags=0, wait=False):
         path.unlink()
@@ -318,7 +318,7 @@ def _keep_writers_out(output: Path, file: io.FileIO) -> None:
     while sys.platform != "win32":
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError as error:  # the run before this one gives its lock back just after its last step
+        except BlockingIOError as error:  # the run before this one releases its lock just after its last step
             if time.monotonic() > deadline:
                 raise MrdFileError(f"{output} is open for writing in another program") from error
             time.sleep(0.02)
@@ -335,7 +335,7 @@ def _copy(source: io.FileIO, target: io.FileIO) -> None:
     if hasattr(os, "fchown"):
         with contextlib.suppress(OSError):  # only root may give a file to others
             os.fchown(target.fileno(), facts.st_uid, facts.st_gid)
-        os.fchmod(target.fileno(), facts.st_mode)  # behind the owner: a change of that takes off parts of the mode
+        os.fchmod(target.fileno(), facts.st_mode)  # after the owner: a change of the owner removes parts of the mode
     with contextlib.suppress(OSError, AttributeError):
         while os.copy_file_range(source.fileno(), target.fileno(), _COPY_STEP):
             pass

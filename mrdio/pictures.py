@@ -1,4 +1,4 @@
-"""Images of an MRD file as pictures: pixels, the values shown black and white, and what is drawn on top.
+"""Images of an MRD file as pictures: pixels, the values shown black and white, and overlays.
 
 `survey` looks once at all images of a series, one at a time, for their order and their common window; `read_picture`
 then reads one of them when it is to be drawn.
@@ -126,7 +126,7 @@ def survey(reader: MrdReader, name: str) -> Series:
 
 
 def read_picture(series: Series, entry: Entry) -> Picture:
-    """Read what is drawn of an image; an attribute that cannot be used is left out with a log line."""
+    """Read an image and its overlays; an attribute that cannot be used is left out with a log line."""
     image = series.read(entry.index)
     meta = image.meta
     return Picture(
@@ -190,8 +190,8 @@ def window_from_values(values: NDArray[Any]) -> tuple[float, float]:
     if not values.size:
         return 0.0, 1.0
     low, high = (float(value) for value in np.percentile(values, PERCENTILES))
-    if low == high:  # few pixels stand out of an even ground
+    if low == high:  # few pixels differ from a uniform background
         low, high = float(values.min()), float(values.max())
-    if low == high:  # all alike: seen against zero
+    if low == high:  # all pixels are equal: zero is the other end
         low, high = min(low, 0.0), max(high, 0.0)
     return (low, high) if low < high else (0.0, 1.0)

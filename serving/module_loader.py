@@ -72,8 +72,8 @@ class ModuleLoader:
     def load(self, name: str) -> Process | None:
         """``process`` of a module as it is on disk now, or None if there is no such module.
 
-        A file that has changed since it was last loaded is loaded anew; sessions that run keep what they have. What the
-        module imports is imported once, as everywhere in Python.
+        A file that has changed since it was last loaded is loaded anew; running sessions keep the version that they
+        have. Files that the module imports are imported once, as usual in Python.
 
         Raises
         ------
