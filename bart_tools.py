@@ -234,7 +234,7 @@ def run(
     bart, command
         From `find_bart`; for example `pics`.
     options
-        Texts and numbers; an array stands for a file that an option needs, as in `["-i", 30, "-t", trajectory]`.
+        Texts and numbers; an array becomes a file that an option needs, as in `["-i", 30, "-t", trajectory]`.
     *inputs
         Arrays [up to BART's 16 axes]; see `cfl.write_cfl` for what they cost and `cfl.on_axes` for placing their axes.
     outputs
@@ -310,7 +310,7 @@ def _execute(
     arguments: list[str], folder: Path | None, environment: dict[str, str], listener: _Listener,
     stop: Callable[[], bool], timeout: float,
 ) -> int:  # fmt: skip
-    """Run a process to its end and return its exit status; whatever happens, its process group is gone afterwards."""
+    """Run a process to its end and return its exit status; its process group has ended afterwards in any case."""
     try:
         process = subprocess.Popen(
             arguments if folder is None else [*_ended_with_parent(), *arguments],  # `bart version` ends by itself

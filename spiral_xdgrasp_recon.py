@@ -89,7 +89,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     connection
         Yields readouts and waveforms; sends the images, then the waveforms.
     config
-        Not used: the settings stand in the configuration file.
+        Not used: the settings are in the configuration file.
     metadata
         The MRD header; its user parameter ``tSequenceVariant`` names the metafile.
     """
@@ -189,12 +189,12 @@ def check_memory(slices: Sequence[physiobins.BinTable], matrix: int) -> None:
         They do not.
     """
     needed = sum(4 * bins.counts.size * matrix**2 for bins in slices)
-    if len(slices) > 1 and needed > (room := memory.usable()):
-        raise memory.ShortageError(f"the images of {len(slices)} slices", needed, room)
+    if len(slices) > 1 and needed > (usable := memory.usable()):
+        raise memory.ShortageError(f"the images of {len(slices)} slices", needed, usable)
 
 
 def taper(samples: int) -> NDArray[np.float32]:
-    """Weights [samples] that lead a readout smoothly to its end.
+    """Weights [samples] that taper the end of a readout.
 
     They are the second half of a Tukey window of twice the length, `TAPERED_PART` of which is cosine.
     """
@@ -204,7 +204,7 @@ def taper(samples: int) -> NDArray[np.float32]:
 def part_of(
     readouts: Readouts, maps: NDArray[Any], bins: physiobins.BinTable, options: XdReconstruction
 ) -> solvers.Part:
-    """Return what the solver needs: all bins [respiratory, cardiac] together."""
+    """Return the solver's input: all bins [respiratory, cardiac] together."""
     return solvers.Part(
         samples=readouts.samples[bins.readouts],
         coordinates=readouts.coordinates[np.array(readouts.columns)[bins.readouts]],

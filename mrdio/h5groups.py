@@ -13,7 +13,7 @@ _MEMBERS = {"xml", "config", "config_file", "configAdditional", "data", "wavefor
 _IMAGES = ("image_", "images_")
 _IMAGE_PARTS = ("data", "header", "attributes")
 
-# Groups and links that are gone through in a file: four for each series. A small file may hold very many, in circles.
+# Groups and links that are followed in a file: four for each series. A small file may hold very many, in cycles.
 _STEPS = 20_000
 
 
@@ -74,7 +74,7 @@ class Inside:
                 return None
             place = f"{item.name.rstrip('/')}/{name}"
             self._steps_left -= 1
-            if self._steps_left < 0:  # soft links may lead in circles, and each may be long
+            if self._steps_left < 0:  # soft links may form cycles, and each may be long
                 raise MrdFileError(f"{self._file.filename}: too many groups and links (at {place}): at most {_STEPS}")
             try:
                 link = item.get(name, getlink=True)

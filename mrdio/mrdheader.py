@@ -33,7 +33,7 @@ _CONTEXT = XmlContext()  # keeps what it learns of the classes from one header t
 
 
 def _create_with_gaps(header_class: type, values: dict[str, Any]) -> Any:
-    """Build a header element although required children are absent: limits stand empty, all else is None."""
+    """Build a header element although required children are absent: limits are empty, all else is None."""
     for field in dataclasses.fields(header_class):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if field.init and required and field.name not in values:

@@ -29,7 +29,7 @@ class Source(AbstractContextManager):
     header_xml, json_parameters : str or None
         MRD header and JSON parameters of the file.
     items : iterator
-        Readouts and waveforms in time order, then images; can be gone through once.
+        Readouts and waveforms in time order, then images; can be iterated over once.
     total : int or None
         How many items there are, where the file tells.
     close : callable

@@ -148,7 +148,7 @@ class SocketStream(io.RawIOBase):
 
 
 def _prepare_tcp(sock: socket.socket) -> None:
-    """Send small messages at once, and notice when the other machine is gone without a word."""
+    """Send small messages at once, and notice when the other machine has failed without closing the connection."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (

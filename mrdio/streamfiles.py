@@ -1,7 +1,7 @@
 """Files of streams: their names in a folder, and which process may convert or remove one.
 
 Any number of processes may look for streams in a folder. Its writer or converter holds a lock on it, the claim, until
-it is written, or until the MRD file has its name and the stream is gone.
+it is written, or until the MRD file has its name and the stream is removed.
 """
 
 import contextlib

@@ -33,7 +33,7 @@ ROWS = 5
 PILOT_TONE_ZERO = 2**31  # the pilot tone's signed values are stored with this offset
 TRIGGER_SOURCES = ("ecg", "pilottone", "pilottone_derivative")
 MINIMUM_COVERAGE = 0.5  # of the readouts' time that a waveform has to span
-MAXIMUM_EMPTY_SLOTS = 100_000  # and 10 for each readout: minutes of pause, but no memory for what counters may claim
+MAXIMUM_EMPTY_SLOTS = 100_000  # and 10 for each readout: minutes of pause; false counters cannot take much memory
 
 
 class PhysioError(ValueError):
@@ -42,12 +42,12 @@ class PhysioError(ValueError):
 
 @dataclass(frozen=True)
 class Raster:
-    """Where and when readouts are."""
+    """Positions and times of readouts: equidistant slots, some of which may have no readout."""
 
     start: float  # time of slot 0, the first readout [s]
     tr: float  # time between slots [s]
     index: np.ndarray  # slot of each readout, ascending [readouts]
-    warn: Callable[[str], None] = logger.warning  # told what is odd about waveforms on this raster
+    warn: Callable[[str], None] = logger.warning  # called with a text about irregular waveforms or readouts
 
     @property
     def size(self) -> int:
@@ -141,7 +141,7 @@ def readout_raster(
 
 
 def collect(waveforms: Iterable[Any], waveform_id: int, warn: Callable[[str], None] = logger.warning) -> Signal:
-    """Join the packets of one waveform, in whatever order they came.
+    """Join the packets of one waveform, which may have come in any order.
 
     Packets that follow each other without a gap are on one raster, fitted to all their time stamps. Gaps stay gaps in
     the times; samples that an earlier packet covered already are dropped; both are logged.

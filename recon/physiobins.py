@@ -1,6 +1,6 @@
 """Cardiac and respiratory bins of readouts, and the readouts of every pair of bins.
 
-All bins are worked out on the raster of readouts (`physio.Raster`), for slots whose readout was lost, too.
+All bins are computed on the raster of readouts (`physio.Raster`), for slots whose readout was lost, too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def without_double_triggers(triggers: np.ndarray) -> np.ndarray:
 
     While a beat is shorter than 0.6 of the median beat, one of the two triggers around it goes: the one without which
     the beats next to it are closer to the median. So neither an echo of a beat nor a trigger that comes before its
-    beat shrinks the shortest beat, which sets the length of all bins. A missed trigger needs no rule: what follows in
-    the long beat belongs to no bin.
+    beat shrinks the shortest beat, which sets the length of all bins. A missed trigger needs no rule: later
+    readouts of the long beat belong to no bin.
     """
     triggers = np.unique(triggers)
     median = float(np.median(np.diff(triggers)))
@@ -133,7 +133,7 @@ def _slope(values: np.ndarray, tr: float) -> np.ndarray:
 
 
 def arm_discard(pre: float, post: float, tr: float, n_readouts: int) -> np.ndarray:
-    """Which readouts are kept when the first `pre` and the last `post` seconds are left out; 0 leaves out none.
+    """Mask of readouts that are kept when the first `pre` and the last `post` seconds are left out; 0 leaves out none.
 
     Returns bool [n_readouts]; PhysioError when nothing would be left or a time is negative.
     """

@@ -127,7 +127,7 @@ def _defines_process(body: Iterable[ast.stmt]) -> bool:
 
 
 def _execute(name: str, path: Path, source: bytes) -> types.ModuleType:
-    """Run a module's source under a name of its own, so that a file ``json.py`` cannot stand in for the library.
+    """Run a module's source under a name of its own, so that a file ``json.py`` cannot replace the library.
 
     The source is compiled here: Python's bytecode cache compares whole seconds and would miss a quick edit.
     """

@@ -2,8 +2,8 @@
 
     python tools/soak.py --clients 8 --minutes 30 --plot soak.png
 
-Prints the figures as Markdown; the plot is optional. The exit status is 1 when a session came to something else than it
-had to, when a recording is missing or there twice, or when memory, threads, files or processes of the server grow.
+Prints the figures as Markdown; the plot is optional. The exit status is 1 when a session did not end as
+expected, when a recording is missing or double, or when memory, threads, files or processes of the server grow.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from mrdio.h5groups import MrdFileError
 from mrdio.mrdfile import MrdReader
 from server import HOUSEKEEPING
 from server_process import ServerProcess
-from tools.soakclients import Client, Crowd, Report
+from tools.soakclients import Client, ClientProcesses, Report
 from tools.soakfigures import AT_REST, Run, Sample, draw, judge, summary
 from tools.soakscans import FAILS_AFTER, make_scans
 
@@ -38,8 +38,8 @@ NOT_HANDLED = (
 )  # fmt: skip
 
 
-class Keeper:
-    """Opens what the server has saved, and removes it, so that the disk does not run full.
+class RecordingCheck:
+    """Opens the recordings of the server, compares and removes them, so that the disk does not run full.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Keeper:
         self.problems: list[str] = []
 
     def empty(self) -> None:
-        """Take what is complete."""
+        """Open and remove complete recordings."""
         for path in self.folder.glob("*.broken"):
             self.problems.append(f"{path.name} could not be read to its end")
             path.unlink()
@@ -75,7 +75,7 @@ class Keeper:
             path.unlink()
 
     def compare(self, reports: Iterable[Report]) -> list[str]:
-        """Compare the recordings with what the clients have sent; returns what is missing, or there twice."""
+        """Compare the recordings with what the clients have sent; returns what is missing or double."""
         problems: Counter[str] = Counter()
         for report in reports:
             counts = self.found.get(report.protocol, [])
@@ -98,14 +98,14 @@ def take_sample(server: ServerProcess, saved: Path, begin: float) -> Sample:
     return {"time": time.monotonic() - begin} | counts | {"recordings": len(list(saved.glob("*")))}
 
 
-def wait_for_rest(server: ServerProcess, keeper: Keeper) -> Sample:
+def wait_for_rest(server: ServerProcess, check: RecordingCheck) -> Sample:
     """Wait until nothing of the server has changed for a while, and nothing is left to convert; then look at it."""
     calm, deadline = 0.0, time.monotonic() + REST
     before: Sample = {}
     while calm < CALM and time.monotonic() < deadline:
         time.sleep(LOOK)
-        keeper.empty()
-        now = take_sample(server, keeper.folder, 0.0)
+        check.empty()
+        now = take_sample(server, check.folder, 0.0)
         same = before and all(now[name] == before[name] for name in AT_REST)
         calm = calm + LOOK if same and not now["recordings"] else 0.0
         before = now
@@ -113,12 +113,12 @@ def wait_for_rest(server: ServerProcess, keeper: Keeper) -> Sample:
 
 
 def warm_up(folder: Path, address: tuple[str, int]) -> None:
-    """Have each scan reconstructed alone, and keep what comes as the reference for all later sessions.
+    """Have each scan reconstructed alone, and keep the images as the reference for all later sessions.
 
     Raises
     ------
     RuntimeError
-        If a session does not come to what it has to, or comes to something else at its second time.
+        If a session does not end as expected, or gives other images at its second time.
     """
     references: dict[str, list[str]] = {}
     for _ in range(2):
@@ -134,28 +134,28 @@ def warm_up(folder: Path, address: tuple[str, int]) -> None:
 def soak(options: argparse.Namespace, folder: Path) -> Run:
     """Run the server and its clients."""
     make_scans(folder, crashing=options.processes)
-    keeper = Keeper(folder / "saved")
-    arguments = ["-d", "null", "-s", "-S", keeper.folder, "--grace", "1", *["-m"] * options.processes]
+    check = RecordingCheck(folder / "saved")
+    arguments = ["-d", "null", "-s", "-S", check.folder, "--grace", "1", *["-m"] * options.processes]
     with contextlib.ExitStack() as ending:
         server = ServerProcess(*arguments, cwd=folder, temporary=folder / "temporary")
         ending.callback(server.end_all)
         warm_up(folder, server.address)
-        before = wait_for_rest(server, keeper)
-        opened, items = keeper.opened, keeper.items
-        crowd = Crowd(folder, server.address, options)
-        ending.callback(crowd.kill)
+        before = wait_for_rest(server, check)
+        opened, items = check.opened, check.items
+        clients = ClientProcesses(folder, server.address, options)
+        ending.callback(clients.kill)
         samples = []
-        while time.monotonic() < crowd.until:
-            crowd.disturb()
-            keeper.empty()
-            samples.append(take_sample(server, keeper.folder, crowd.begin))
-            time.sleep(max(0.0, crowd.begin + PERIOD * len(samples) - time.monotonic()))
-        killed = crowd.end()
-        seconds = time.monotonic() - crowd.begin
-        after = wait_for_rest(server, keeper)
+        while time.monotonic() < clients.until:
+            clients.disturb()
+            check.empty()
+            samples.append(take_sample(server, check.folder, clients.begin))
+            time.sleep(max(0.0, clients.begin + PERIOD * len(samples) - time.monotonic()))
+        killed = clients.end()
+        seconds = time.monotonic() - clients.begin
+        after = wait_for_rest(server, check)
         status, log = server.stop(), server.log()
-    run = Run(seconds, before, after, samples, crowd.reports, killed, keeper.opened - opened, keeper.items - items)
-    run.problems = judge(run) + keeper.problems + keeper.compare(report for _, report in run.reports)
+    run = Run(seconds, before, after, samples, clients.reports, killed, check.opened - opened, check.items - items)
+    run.problems = judge(run) + check.problems + check.compare(report for _, report in run.reports)
     run.problems += [f"the server's log holds {text!r}" for text in NOT_HANDLED if text in log]
     run.problems += [f"the server ended with {status}"] * (status != 0)
     if run.problems:

@@ -29,7 +29,7 @@ PATIENCE = 60.0  # longest silence of the server [s]
 ENDING_PATIENCE = 600.0  # longest time until a process of clients has ended its sessions [s]
 SLOW_BUFFER, SLOW_PAUSE = 16 << 10, 0.05  # of a client that reads slowly [bytes], and between two images [s]
 
-# What may happen to a session, and how often.
+# Faults that a client makes, and how often.
 FAULTS = {"none": 0.75, "cut": 0.1, "reset": 0.05, "slow reader": 0.1}
 
 PROTOCOL = "soak-000000000000"  # in each header; a client puts the name of its session there, which names the recording
@@ -70,9 +70,9 @@ class Report:
     Attributes
     ----------
     scan, fault : str
-        What was sent, and what the client did to it on purpose.
+        Scan that was sent, and the fault that the client made on purpose.
     problem : str
-        What was not as it has to be; empty when all was.
+        Deviation from the expected answer; empty when there was none.
     images : list of str
         Digests of the images that came.
     latencies : list of float
@@ -121,7 +121,7 @@ class Client:
         Parameters
         ----------
         scan : Scan
-            What to send.
+            Scan to send.
         fault : str
             One of `FAULTS`.
         where : float
@@ -211,7 +211,7 @@ def _send(sock: socket.socket, scan: Scan, view: memoryview, sent_at: list[float
 
 
 def _receive(sock: socket.socket, report: Report, pause: float) -> tuple[list[float], list[str], str]:
-    """Take what comes; returns the times of the images, the texts of errors, and what was wrong with the ending."""
+    """Receive; returns the times of the images, the texts of errors, and the error of the ending."""
     came_at, errors = [], []
     try:
         for item in Connection(sock):
@@ -226,10 +226,10 @@ def _receive(sock: socket.socket, report: Report, pause: float) -> tuple[list[fl
     return came_at, errors, ""
 
 
-def be_clients(
+def run_clients(
     folder: str, host: str, port: str, until: str, pause: str, threads: str, seed: str, pipe: str
 ) -> None:  # fmt: skip
-    """Be a process of clients, which may be killed at any moment."""
+    """Run clients as the whole work of a process, which may be killed at any moment."""
     references = json.loads((Path(folder) / "references.json").read_text("utf-8"))
     client = Client(Path(folder), (host, int(port)), references)
 
@@ -245,8 +245,8 @@ def be_clients(
         thread.join()
 
 
-class Crowd:
-    """The processes of clients, and what they report.
+class ClientProcesses:
+    """Processes of clients, and their reports.
 
     Attributes
     ----------
@@ -296,21 +296,21 @@ class Crowd:
             return
         self._next_kill = now + self._choice.expovariate(1 / self._mean)
         place = self._choice.randrange(len(self._processes))
-        victim, threads = self._processes[place]
-        victim.kill()
-        victim.wait()
+        killed, threads = self._processes[place]
+        killed.kill()
+        killed.wait()
         self.kills += 1
         self._processes[place] = (self._start(f"{place}-{self.kills}", threads), threads)
 
     def end(self) -> int:
-        """Wait for the clients; returns how many sessions went down with their process."""
+        """Wait for the clients; returns how many sessions ended with a killed process."""
         for process, _ in self._processes:
             process.wait(ENDING_PATIENCE)
         self.kill()
         return len(self._running)
 
     def kill(self) -> None:
-        """Leave nothing behind, whatever has happened."""
+        """Kill all processes that still run."""
         for process, _ in self._processes:
             process.kill()
             process.wait()
@@ -320,4 +320,4 @@ class Crowd:
 
 
 if __name__ == "__main__":
-    be_clients(*sys.argv[1:])
+    run_clients(*sys.argv[1:])

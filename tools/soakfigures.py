@@ -21,7 +21,7 @@ Sample = dict[str, float]  # time [s]; memory of the server's process and of the
 
 @dataclass
 class Run:
-    """Everything that a run gathers: times [s], the server at rest and in between, sessions, and what must not be."""
+    """Everything that a run gathers: times [s], the server at rest and in between, sessions, and problems."""
 
     seconds: float
     before: Sample
@@ -86,7 +86,7 @@ def summary(run: Run) -> str:
 
 
 def draw(run: Run, path: Path) -> None:
-    """Draw sessions that ended, the latency of frames, memory, and what else may leak over time."""
+    """Draw sessions that ended, the latency of frames, memory, and other counts that must not grow."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.6, 9), layout="constrained")

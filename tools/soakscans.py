@@ -75,7 +75,7 @@ def make_scans(folder: Path, crashing: bool = False) -> list[Scan]:
 
 
 def _images() -> list[bytes]:
-    """More than the buffers between server and client hold, so that a slow reader is felt."""
+    """More images than the buffers between server and client hold, so that a slow reader delays the server."""
     random, items = np.random.default_rng(5), []
     for index in range(32):
         item = ismrmrd.Image.from_array(random.integers(0, 2000, (256, 256), np.int16), transpose=False)

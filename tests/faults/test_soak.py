@@ -150,11 +150,11 @@ def test_unreadable_recordings_are_a_problem(tmp_path):
     (tmp_path / "torn.h5").write_bytes(b"no HDF5")
     (tmp_path / "to_come.h5").touch()
     (tmp_path / "odd.mrd.broken").touch()
-    keeper = soak.Keeper(tmp_path)
-    keeper.empty()
+    check = soak.RecordingCheck(tmp_path)
+    check.empty()
     assert [path.name for path in tmp_path.iterdir()] == ["to_come.h5"]
-    assert len(keeper.problems) == 2
-    assert keeper.opened == 1
+    assert len(check.problems) == 2
+    assert check.opened == 1
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_unreadable_recordings_are_a_problem(tmp_path):
     ],
 )
 def test_recordings_are_compared_with_what_was_sent(tmp_path, report, counts, problem):
-    keeper = soak.Keeper(tmp_path)
-    keeper.found["p"] = counts
-    problems = keeper.compare([report])
+    check = soak.RecordingCheck(tmp_path)
+    check.found["p"] = counts
+    problems = check.compare([report])
     assert problems == [] if not problem else problems[0].startswith(problem)
