@@ -90,7 +90,7 @@ def _pyfftw() -> Any:
     try:
         import pyfftw
     except ImportError:
-        logger.info("pyfftw is not installed: iterative reconstructions take about 1.6 times as long without it")
+        logger.info("pyfftw is not installed: iterative reconstructions are faster with it")
         return None
     return pyfftw
 
