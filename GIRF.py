@@ -1,4 +1,4 @@
-"""Gradient impulse response: what the scanner's gradients did instead of what they were told.
+"""Gradient impulse response: the gradients that the scanner played out, from those that were asked for.
 
 `predict_gradients` is a function from the gradients that were asked for to those that were played out. The system is
 linear and time-invariant on the physical axes. Gyromagnetic ratio and units cancel: gradients may be in any unit, such
@@ -109,7 +109,7 @@ def predict_gradients(
 ) -> NDArray[np.float64]:
     """Predict the gradients that the system really played out.
 
-    The gradients stand in the centre of a window as long as the impulse response, or longer where half an impulse
+    The gradients are placed in the centre of a window as long as the impulse response, or longer where half an impulse
     response would not fit between the readout and its periodic copy, and end in half a Hann window. Each frequency is
     multiplied by the response of the physical axes, seen from the gradients' own axes (R^T diag(H) R), and by
     exp(+2 pi i f t0). Frequencies that the response does not cover are zero.

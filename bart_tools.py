@@ -42,11 +42,11 @@ ENVIRONMENT_VARIABLES = ("BART_TOOLBOX_PATH", "BART_PATH", "TOOLBOX_PATH")
 DEFAULT_TIMEOUT = 6 * 3600.0  # [s], longer than any sensible reconstruction, so that every wait ends
 RAM_DISK = Path("/dev/shm")
 
-_POLL = 0.1  # [s], how soon a cancelled session or a passed timeout is seen
+_POLL = 0.1  # [s], interval of the check for a cancelled session or a passed timeout
 _PROBE_TIMEOUT = 30.0  # [s], for `bart version` and `bart COMMAND -h`
 _KILL_TIMEOUT = 10.0  # [s], for the system to take down a killed process
 _LINE = 500  # [characters] of a line that are kept
-_LAST_WORDS = 6  # lines of BART's output that go into an error
+_ERROR_LINES = 6  # lines of BART's output that go into an error
 
 
 class BartNotFoundError(BartError):
@@ -68,7 +68,7 @@ class Bart:
     path: Path  # the executable
     version: str  # for example v0.8.00
     cuda: bool  # whether it was compiled with CUDA
-    modified: int  # modification time [ns]: a new build at the same place is asked anew
+    modified: int  # modification time [ns]: a new build at the same place is queried again
 
     def options(self, command: str) -> frozenset[str]:
         """Options that `command` knows, for example `{"-i", "-g", "--lowmem"}`; asked once per build."""
@@ -169,7 +169,7 @@ class _Listener:
 
     def __init__(
         self, command: str, total: int | None = None, report: Callable[[Progress], Any] | None = None,
-        interval: float = 0.0, keep: int = _LAST_WORDS,
+        interval: float = 0.0, keep: int = _ERROR_LINES,
     ) -> None:  # fmt: skip
         self.final_text: deque[str] = deque(maxlen=keep)
         self._command, self._total, self._report, self._interval = command, total, report, interval
@@ -189,7 +189,7 @@ class _Listener:
         if self._unreported is not None:
             self._tell(self._unreported)
 
-    def words(self) -> str:
+    def message(self) -> str:
         """BART's last message."""
         return " | ".join(word.strip() for word in self.final_text) or "it printed nothing"
 
@@ -234,7 +234,7 @@ def run(
     bart, command
         From `find_bart`; for example `pics`.
     options
-        Texts and numbers; an array stands for a file that an option needs, as in `["-i", 30, "-t", trajectory]`.
+        Texts and numbers; an array becomes a file that an option needs, as in `["-i", 30, "-t", trajectory]`.
     *inputs
         Arrays [up to BART's 16 axes]; see `cfl.write_cfl` for what they cost and `cfl.on_axes` for placing their axes.
     outputs
@@ -243,13 +243,13 @@ def run(
         Event or function; once set or true, the command is killed, within about 0.2 s.
     progress
         Called in this thread with a `Progress`, at most every `progress_interval` [s] and once more at the end if there
-        was an iteration since. What it raises ends the command and comes out of here.
+        was an iteration since. An exception that it raises ends the command and is passed on.
     gpu_device, threads
-        The one GPU that BART sees, counted as this process sees them (-1: none); OMP_NUM_THREADS (None: as it is).
+        The one GPU that BART may use, counted as in this process (-1: none); OMP_NUM_THREADS (None: as it is).
     timeout
         Longest time that the command may take [s].
     output_bytes
-        Expected size of the outputs [bytes], to see whether the RAM disk has room; None: as large as the inputs.
+        Expected size of the outputs [bytes], to see whether the RAM disk is large enough; None: that of the inputs.
 
     Raises
     ------
@@ -276,16 +276,16 @@ def run(
         logger.debug("in %s: %s", folder, " ".join(arguments))
         status = _execute(arguments, folder, environment, listener, stop, timeout)
         if status != 0:
-            raise BartError(f"bart {command} {_ending(status)}: {listener.words()}{_space(folder)}")
+            raise BartError(f"bart {command} {_ending(status)}: {listener.message()}{_space(folder)}")
         listener.finish()
         try:
             return tuple(read_cfl(folder / output) for output in names)
         except BartError as error:
-            raise BartError(f"bart {command} ended well, but {error}: {listener.words()}{_space(folder)}") from error
+            raise BartError(f"bart {command} ended well, but {error}: {listener.message()}{_space(folder)}") from error
 
 
 def _sweep(parent: str | None) -> None:
-    """Remove what servers that were killed left behind: a RAM disk full of it would starve the machine."""
+    """Remove what servers that were killed left behind: a full RAM disk leaves no memory for others."""
     for folder in Path(parent or tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
         found = re.match(r"(\d+)-", folder.name.removeprefix(_FOLDER_PREFIX))
         try:
@@ -310,10 +310,10 @@ def _execute(
     arguments: list[str], folder: Path | None, environment: dict[str, str], listener: _Listener,
     stop: Callable[[], bool], timeout: float,
 ) -> int:  # fmt: skip
-    """Run a process to its end and return its exit status; whatever happens, its process group is gone afterwards."""
+    """Run a process to its end and return its exit status; its process group has ended afterwards in any case."""
     try:
         process = subprocess.Popen(
-            arguments if folder is None else [*_leash(), *arguments],  # questions are short
+            arguments if folder is None else [*_ended_with_parent(), *arguments],  # `bart version` ends by itself
             cwd=folder, env=environment, bufsize=0, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -331,7 +331,9 @@ def _execute(
                 if stop():
                     raise BartCancelledError(f"bart {arguments[1]} was cancelled")
                 if time.monotonic() > deadline:
-                    raise BartTimeoutError(f"bart {arguments[1]} passed its limit of {timeout:g} s: {listener.words()}")
+                    raise BartTimeoutError(
+                        f"bart {arguments[1]} passed its limit of {timeout:g} s: {listener.message()}"
+                    )
                 if selector.get_map() and selector.select(_POLL):
                     if data := output.read(65536):
                         listener.feed(data)
@@ -353,14 +355,14 @@ def _execute(
 
 
 @functools.cache
-def _leash() -> tuple[str, ...]:
-    """Words before a command that let the system kill it when its parent is killed; none where it cannot."""
-    words = (shutil.which("setpriv") or "", "--pdeathsig", "KILL")
+def _ended_with_parent() -> tuple[str, ...]:
+    """Command prefix with which the system kills a command when its parent is killed; empty where it cannot."""
+    prefix = (shutil.which("setpriv") or "", "--pdeathsig", "KILL")
     try:
-        subprocess.run([*words, "true"], check=True, capture_output=True, timeout=_PROBE_TIMEOUT)
+        subprocess.run([*prefix, "true"], check=True, capture_output=True, timeout=_PROBE_TIMEOUT)
     except (OSError, subprocess.SubprocessError):  # not Linux, or older than util-linux 2.33
         return ()
-    return words
+    return prefix
 
 
 def _environment(gpu_device: int, threads: int | None) -> dict[str, str]:
@@ -374,7 +376,7 @@ def _environment(gpu_device: int, threads: int | None) -> dict[str, str]:
 
 
 def _roomy_place(needed: int) -> str | None:
-    """The RAM disk if it and the memory have room for `needed` bytes, else None for the normal temporary folder."""
+    """The RAM disk if it and the memory have `needed` bytes free, else None for the normal temporary folder."""
     try:
         free = shutil.disk_usage(RAM_DISK).free
         memory = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)

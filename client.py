@@ -1,17 +1,10 @@
-"""MRD client: sends a file to a server, keeps the images that come back.
-
-What comes back goes into a stream file beside the output file, which joins the output when the session is over
-(`outputfile`). It does so too when the server reports an error or breaks the session off: no more will come. A run that
-is interrupted here (Ctrl+C, SIGTERM, SIGHUP) stays beside the output: who breaks off a run may not want a part of
-it among the whole ones, and the end is not to wait for a large file. The error line names the stream and the command
-that puts it into the output.
-"""
+"""MRD client: sends a file to a server, keeps the images that come back (`mrdio.clientsession`)."""
 
 import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 # Windows has no SIGHUP.
 ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -37,366 +30,14 @@ if __name__ == "__main__":  # the imports take their time, and there is nothing 
     _handle_signals(_end_at_once)
 
 import argparse
-import json
 import logging
 import math
-import socket
-import threading
 import time
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import ismrmrd
-import numpy as np
-
-from connection import Connection
-from constants import MessageId
-from mrdio.codec import MrdError
+from mrdio.clientsession import INTERRUPT_WAIT, ClientError, ClientOptions, Result, run, where_kept
 from mrdio.commandline import log_to, number
 from mrdio.h5groups import MrdFileError
-from mrdio.limits import Limits
-from mrdio.mrdheader import parse_header
-from mrdio.mrdsource import Item, Source, open_source
-from mrdio.pacing import Pace
-from outputfile import PartFile, check_output, join_command, join_in_process
-
-logger = logging.getLogger(__name__)
-
-CONNECT_PATIENCE = 5.0  # a server that is just starting may refuse connections for this long [s]
-CONNECT_PAUSE = 0.2
-
-# How long an interrupted run may take to end; further signals are let pass meanwhile, and end it at once later [s].
-INTERRUPT_WAIT = 1.0
-
-
-class ClientError(Exception):
-    """The session cannot be held; the message says why in one line."""
-
-
-@dataclass(frozen=True)
-class ClientOptions:
-    """Source and destination of a session, and the file for its images.
-
-    Attributes
-    ----------
-    source : Path
-        MRD .h5 or ISMRMRD stream file.
-    in_group, out_group : str or None
-        Groups of the input and output files; None: the only one, and the date and time.
-    output : Path or None
-        Output file; None: the input's name with ``_results.h5``.
-    address, port : str, int
-        Where the server listens.
-    config : str
-        Name of the module that the server is to run.
-    config_file : Path or None
-        A local file whose text is sent as the config instead.
-    ignore_json_config : bool
-        Whether modules named in JSON parameters are left out, so that `config` decides.
-    send_waveforms : bool
-        Whether waveforms are sent between the readouts.
-    fix_transposed : bool
-        Whether a received image is transposed when that makes it fit the first of its series.
-    timeout : float
-        Longest silence of the server [s].
-    progress : bool
-        Whether a line on the terminal shows how far the session is.
-    realtime : bool
-        Whether readouts and waveforms leave at the pace of their time stamps, as from a scanner.
-    """
-
-    source: Path
-    in_group: str | None = None
-    output: Path | None = None
-    out_group: str | None = None
-    address: str = "localhost"
-    port: int = 9002
-    config: str = "invertcontrast"
-    config_file: Path | None = None
-    ignore_json_config: bool = False
-    send_waveforms: bool = False
-    fix_transposed: bool = False
-    timeout: float = 3600.0
-    progress: bool = False
-    realtime: bool = False
-
-
-@dataclass
-class Result:
-    """Outcome of a session.
-
-    Attributes
-    ----------
-    output, group : Path, str
-        Where the images are.
-    sent, received, fallbacks : dict, dict, int
-        How many acquisitions, waveforms and images went and came, and how many of these are only fallback images.
-    errors : list of str
-        Error messages of the server, and what broke the session off.
-    seconds : float
-        How long the session took [s].
-    part : Path or None
-        Stream file that holds the images instead, where they could not be put into the output.
-    pace : str
-        How well the pace of the scan was kept, where that was asked for.
-    """
-
-    output: Path
-    group: str
-    sent: dict[str, int] = field(default_factory=dict)
-    received: dict[str, int] = field(default_factory=dict)
-    errors: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    fallbacks: int = 0
-    part: Path | None = None
-    pace: str = ""
-
-
-class _Receiver(threading.Thread):
-    """Takes what the server sends, and writes it as it comes; `complete` tells that nothing was left out."""
-
-    def __init__(self, connection: Connection, options: ClientOptions, result: Result, part: PartFile) -> None:
-        super().__init__(name="receiver", daemon=True)
-        self.complete = False
-        self._connection = connection
-        self._options = options
-        self._result = result
-        self._part = part
-        self._shapes: dict[int, tuple[int, ...]] = {}
-
-    def run(self) -> None:
-        try:
-            while (message := self._connection.receive()).identifier != MessageId.CLOSE:
-                if isinstance(message.content, str):
-                    self._take_text(message.content)
-                else:
-                    self._result.fallbacks += "Fallback" in getattr(message.content, "meta", ())
-                    self._part.write(message.identifier, self._fixed(message.content))
-            self.complete = True
-        except MrdError as error:
-            self._result.errors.append(f"the session broke off: {error}")
-            self.complete = True
-        except Exception as error:  # noqa: BLE001 -- whatever keeps images from being kept is an error of the session
-            self._result.errors.append(f"what came back could not be kept: {error}")
-            self._connection.abort()
-        finally:
-            self._part.close()
-
-    def _take_text(self, text: str) -> None:
-        word, _, rest = text.partition(" ")
-        level = logging.getLevelNamesMapping().get(word)
-        if level is None:
-            level, rest = logging.INFO, text
-        # Whatever a server sends must not steer the terminal.
-        rest = "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in rest.strip())
-        logger.log(level, "server: %s", rest)
-        if level >= logging.ERROR:
-            self._result.errors.append(rest.splitlines()[0] if rest else "an error without text")
-
-    def _fixed(self, item: Any) -> Any:
-        if not (self._options.fix_transposed and isinstance(item, ismrmrd.Image)):
-            return item
-        shape = self._shapes.setdefault(item.image_series_index, item.data.shape)
-        if item.data.shape == shape or (*item.data.shape[:2], *item.data.shape[:1:-1]) != shape:
-            return item
-        logger.warning("Image %d of series %d is transposed to fit", item.image_index, item.image_series_index)
-        return ismrmrd.Image(item.getHead(), meta=item.meta, data=np.ascontiguousarray(item.data.swapaxes(2, 3)))
-
-
-def connect(address: str, port: int, timeout: float) -> socket.socket:
-    """Connect to a server; one that refuses is tried again for a few seconds.
-
-    Raises
-    ------
-    ClientError
-        If the address is not known, or no server listens there.
-    """
-    deadline = time.monotonic() + CONNECT_PATIENCE
-    while True:
-        try:
-            sock = socket.create_connection((address, port), timeout=CONNECT_PATIENCE)
-        except socket.gaierror as error:
-            raise ClientError(f"the address '{address}' is not known: {error.strerror}") from error
-        except OSError as error:
-            if not isinstance(error, ConnectionRefusedError) or time.monotonic() > deadline:
-                raise ClientError(f"no server answers at {address}:{port}: {error}") from error
-            time.sleep(CONNECT_PAUSE)
-        else:
-            sock.settimeout(timeout)
-            return sock
-
-
-def json_parameters(options: ClientOptions, of_file: str | None) -> str | None:
-    """JSON parameters to send: a local ``<config>.json``, else those of the input file.
-
-    Raises
-    ------
-    ClientError
-        If they are no JSON object.
-    """
-    local = Path(f"{options.config}.json")
-    if options.config_file is None and local.is_file():
-        text, where = _read_text(local), str(local)
-        if of_file:
-            logger.warning("%s replaces the JSON parameters of the input file", local)
-    elif of_file:
-        text, where = of_file, str(options.source)
-    else:
-        return None
-    try:
-        parameters = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ClientError(f"the JSON parameters of {where} cannot be read: {error}") from error
-    if not isinstance(parameters, dict):
-        raise ClientError(f'the JSON parameters of {where} are to be an object: {{"parameters": {{...}}}}')
-    inner = parameters.get("parameters")
-    if options.ignore_json_config and isinstance(inner, dict):
-        for key in ("config", "customconfig"):
-            if inner.pop(key, None):
-                logger.warning('"%s" in the JSON parameters of %s is ignored: the config is given', key, where)
-    logger.info("JSON parameters from %s", where)
-    return json.dumps(parameters)
-
-
-def run(options: ClientOptions) -> Result:
-    """Hold one session: send the file, receive until the server closes, put what came into the output.
-
-    Raises
-    ------
-    ClientError, MrdFileError
-        If the session cannot begin. What goes wrong later stands in the result's ``errors``.
-    KeyboardInterrupt
-        If it is interrupted; a note says where what came in until then is kept.
-    """
-    group = options.out_group or str(datetime.now())
-    result = Result(_output_path(options, group), group)
-    start = time.monotonic()
-    with open_source(options.source, options.in_group, options.send_waveforms) as source:
-        part = PartFile(result.output, source.header_xml or "")
-        try:
-            complete = _hold_session(source, part, options, result)
-            result.seconds = time.monotonic() - start
-            if part.path is not None:
-                result.part = part.path
-                if complete:
-                    _join(part.path, result)
-        except BaseException as error:
-            if part.path is not None and part.path.exists():  # else it has just joined the output
-                error.add_note(_where_kept(part.path, result))
-            raise
-    return result
-
-
-def _join(part: Path, result: Result) -> None:
-    try:
-        join_in_process(part, result.output, result.group)
-        result.part = None
-    except MrdFileError as error:
-        result.errors.append(f"what came back could not be kept in {result.output}: {error}")
-
-
-def _where_kept(part: Path, result: Result) -> str:
-    command = join_command(part, result.output, result.group)
-    return f"what came in is kept in {part}; this puts it into {result.output}: {command}"
-
-
-def _hold_session(source: Source, part: PartFile, options: ClientOptions, result: Result) -> bool:
-    """Send the file and receive; returns whether all that came is in the stream file."""
-    parameters = json_parameters(options, source.json_parameters)
-    config_text = None if options.config_file is None else _read_text(options.config_file)
-    # The server may compute for long before it takes more: only its silence is limited.
-    limits = Limits(send_timeout=options.timeout, message_time=math.inf, images=sys.maxsize)
-    connection = Connection(connect(options.address, options.port, options.timeout), limits)
-    receiver = _Receiver(connection, options, result, part)
-    receiver.start()
-    try:
-        try:
-            if config_text is None:
-                connection.send_config_file(options.config)
-            else:
-                connection.send_config_text(config_text)
-            connection.send_metadata(source.header_xml or f"{options.source} holds no MRD header")
-            if parameters is not None:
-                connection.send_json_parameters(parameters)
-            _send_items(connection, receiver, source, options, result)
-        except MrdError as error:
-            receiver.join(CONNECT_PATIENCE)  # the server's own words, if there are any, come first
-            result.errors.append(str(error))
-        except MrdFileError as error:
-            result.errors.append(str(error))
-        connection.abort()  # a receiver that still waits is woken
-        receiver.join()  # what the system has taken in by then is still kept
-    finally:
-        connection.close()  # an interrupted one ends with the message that it has
-        receiver.join(INTERRUPT_WAIT)
-    result.sent = {"acquisitions": connection.sentAcqs, "waveforms": connection.sentWaveforms,
-                   "images": connection.sentImages}  # fmt: skip
-    result.received = {"acquisitions": connection.recvAcqs, "waveforms": connection.recvWaveforms,
-                       "images": connection.recvImages}  # fmt: skip
-    return receiver.complete
-
-
-def _output_path(options: ClientOptions, group: str) -> Path:
-    output = options.output or options.source.with_name(f"{options.source.stem}_results.h5")
-    if output.resolve() == options.source.resolve():
-        raise ClientError(f"the output would overwrite the input {options.source}: name another with -o")
-    if not output.resolve().parent.is_dir():
-        raise ClientError(f"there is no folder {output.resolve().parent} for the output")
-    check_output(output, group)  # what would keep the images from being written is better known before the scan
-    return output
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")  # some editors put a byte order mark in front
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClientError(f"{path} cannot be read: {error}") from error
-
-
-def _send_items(
-    connection: Connection, receiver: _Receiver, source: Source, options: ClientOptions, result: Result
-) -> None:
-    """Send the data and CLOSE, and wait until the server has closed, too."""
-    pace = Pace(parse_header(source.header_xml or "")) if options.realtime else None
-    shown = time.monotonic()
-    for item in _until_closed(source.items if pace is None else pace.paced(source.items), receiver):
-        if isinstance(item, ismrmrd.Acquisition):
-            connection.send_acquisition(item)
-        elif isinstance(item, ismrmrd.Waveform):
-            connection.send_waveform(item)
-        else:
-            connection.send_image(item)
-        if options.progress and time.monotonic() - shown > 0.2:
-            shown = time.monotonic()
-            _show_progress(connection, source)
-    all_sent = time.monotonic()
-    connection.send_close()
-    while receiver.is_alive():  # its waits are limited by the socket's timeout
-        receiver.join(0.5)
-        if options.progress:
-            _show_progress(connection, source)
-    if pace is not None:
-        result.pace = f"{pace.summary()}; the server ended {time.monotonic() - all_sent:.2f} s after the last of them"
-
-
-def _until_closed(items: Iterator[Item], receiver: _Receiver) -> Iterator[Item]:
-    """Items to send, up to the point where the server has closed: the rest would not be read."""
-    for item in items:
-        if not receiver.is_alive():
-            logger.warning("The server has closed before everything was sent")
-            return
-        yield item
-
-
-def _show_progress(connection: Connection, source: Source) -> None:
-    sent = connection.sentAcqs + connection.sentWaveforms + connection.sentImages
-    of_total = "" if source.total is None else f" of {source.total}"
-    print(f"\rsent {sent}{of_total}, received {connection.recvImages} images ", end="", file=sys.stderr, flush=True)
-
-
-# ---- command line --------------------------------------------------------------------------------------------------
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -434,13 +75,14 @@ def configure_logging(verbose: bool, quiet: bool, logfile: Path | None) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The signal that it is given, as its number, is to end the program."""
+    """The program was told to end by a signal, whose number is the argument."""
 
 
 def interrupt_on_signals() -> None:
     """Let Ctrl+C, SIGTERM and SIGHUP raise `Interrupted` in the main thread, but those that are ignored already.
 
-    Once there was one, the run has `INTERRUPT_WAIT` to end; a further one ends it at once after that.
+    Once there was one, the run has `INTERRUPT_WAIT` to end: signals that come meanwhile do nothing, and one that comes
+    later ends it at once.
     """
     first = math.inf
 
@@ -456,7 +98,7 @@ def interrupt_on_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """Let no signal disturb the program's end: Python would die of it, with another exit status."""
+    """Ignore signals at the end of the program: Python would end with another exit status."""
     for signum in ENDING_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 
@@ -498,7 +140,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
         send_waveforms=arguments.send_waveforms,
         fix_transposed=arguments.fix_transposed,
         timeout=arguments.timeout,
-        progress=sys.stderr.isatty() and not arguments.quiet,
+        progress=show_progress if sys.stderr.isatty() and not arguments.quiet else None,
         realtime=arguments.realtime,
     )
     try:
@@ -506,7 +148,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
     except (ClientError, MrdFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if options.progress:
+    if options.progress is not None:
         print(file=sys.stderr)
     if not arguments.quiet:
         print_summary(result)
@@ -520,14 +162,20 @@ def _run_command(arguments: argparse.Namespace) -> int:
         except (OSError, ValueError) as error:
             result.errors.append(f"no picture could be made: {error}")
     if result.errors:
-        kept = [] if result.part is None else [_where_kept(result.part, result)]
+        kept = [] if result.part is None else [where_kept(result.part, result)]
         print("error: " + "; ".join([result.errors[0], *kept]), file=sys.stderr)
         return 1
     return 0
 
 
+def show_progress(sent: int, total: int | None, received: int) -> None:
+    """Show in the terminal's last line how far the session is."""
+    of_total = "" if total is None else f" of {total}"
+    print(f"\rsent {sent}{of_total}, received {received} images ", end="", file=sys.stderr, flush=True)
+
+
 def print_summary(result: Result) -> None:
-    """Print what went and what came."""
+    """Print how much was sent and received, and where the images are."""
 
     def listed(counts: dict[str, int]) -> str:
         return ", ".join(f"{count} {kind}" for kind, count in counts.items())

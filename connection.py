@@ -45,18 +45,18 @@ INTERRUPT_WAIT = 1.0
 
 
 class Keeper(Protocol):
-    """Sees the readouts, waveforms and images of a session as they are taken."""
+    """Observer of the readouts, waveforms and images of a session, called with each as it is received."""
 
     def add(self, item: Any) -> None:
-        """Take one of them."""
+        """Receive one of them."""
 
 
 def _no_debugging(name: str, array: Any) -> None:
-    """Do nothing: what ``connection.debug`` is when no arrays were asked for."""
+    """Do nothing: ``connection.debug`` when no arrays were asked for."""
 
 
 def _no_dependency(kind: str) -> Dependency | None:
-    """Find nothing: what ``connection.dependency`` is where there is no header that names anything."""
+    """Find nothing: ``connection.dependency`` without a header that names a measurement."""
     return None
 
 
@@ -70,18 +70,18 @@ class Connection:
     Parameters
     ----------
     sock : socket.socket
-        A connected stream socket; its timeout limits each wait, for data as for room to send.
+        A connected stream socket; its timeout limits each wait, for data and for sending.
     limits : Limits, optional
         How large messages may be, how long they may take, and how many images may be sent.
 
     Attributes
     ----------
     recvAcqs, recvImages, recvWaveforms, sentAcqs, sentImages, sentWaveforms : int
-        What has been received and sent.
+        Numbers of messages received and sent.
     recvBytes, sentBytes : int
         The same in bytes.
     keeper : Keeper or None
-        Sees every readout, waveform and image that is taken, until the first image has been sent.
+        Is called with every readout, waveform and image received, until the first image has been sent.
     is_exhausted : bool
         Whether the peer's messages have ended, by CLOSE or by a break.
     savedata : bool
@@ -94,7 +94,7 @@ class Connection:
         header says the scan depends on; None where the header names none. None as well where it has not been kept: the
         client is told why, and all images that follow are marked.
     missing_dependencies : dict
-        Of the kinds that were not there, the reason; what images are marked with.
+        The reason for each kind that was not there; images are marked with it.
     """
 
     def __init__(self, sock: socket.socket, limits: Limits | None = None) -> None:
@@ -362,7 +362,7 @@ class Connection:
             with contextlib.suppress(ProtocolError):
                 while not self.is_exhausted:
                     self.receive()
-            # Behind bytes that are no message there is no telling where the next one starts.
+            # After bytes that are no message, the start of the next one is not known.
             buffer = bytearray(RECEIVE_BUFFER)
             while last and self._unreadable and self._raw.readinto(buffer):
                 pass

@@ -1,8 +1,8 @@
 """DICOM folders to MRD files: ``python dicom2mrd.py -o out.h5 folder``.
 
 Every frame becomes one MRD image, every DICOM series an image series of its own, numbered from 1 in the order of the
-series numbers. Pixels keep their stored values; RescaleSlope and RescaleIntercept stand in the meta attributes. All
-other DICOM attributes travel in the meta attribute DicomJson, so that ``mrd2dicom.py`` can give them back.
+series numbers. Pixels keep their stored values; RescaleSlope and RescaleIntercept are meta attributes. All
+other DICOM attributes are in the meta attribute DicomJson, so that ``mrd2dicom.py`` can give them back.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def configure_logging(verbose: bool, logfile: Path | None, crlf: bool, as_json: 
 
 
 def warn_of_namesakes(folder: Path) -> None:
-    """Warn of files and packages in a module folder that have a name of the server's own, which is imported instead."""
+    """Warn of files and packages in a module folder with the name of a server file, which is imported instead."""
     if folder == PROJECT_FOLDER:
         return
     for path in sorted(folder.iterdir()):
@@ -92,7 +92,7 @@ def main() -> int:
     except OSError as error:
         print(f"error: the log file cannot be written: {error}", file=sys.stderr)
         return 1
-    # Modules may import their neighbours; at the end of the path, nothing in these folders shadows a library.
+    # Modules may import files of their folder; at the end of the path, nothing in these folders shadows a library.
     folders = list(dict.fromkeys(path.resolve() for path in (PROJECT_FOLDER, Path.cwd(), *arguments.moduleFolder)))
     for folder in folders:
         if not folder.is_dir():

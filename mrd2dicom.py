@@ -70,7 +70,7 @@ class SeriesPlan:
     altered
         Whether any pixels are others than the source's, or have none.
     instances
-        Instance numbers of the sources; None stands for one without.
+        Instance numbers of the sources; None for a source without one.
     """
 
     source: tuple[str, str]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Preview the images of MRD files: one GIF, animated if there are several images, for each image sub-group.
 
-``python mrd2gif.py img.h5`` writes ``img_<group>_image_<series>.gif`` beside ``img.h5``. What is drawn:
+``python mrd2gif.py img.h5`` writes ``img_<group>_image_<series>.gif`` beside ``img.h5``. Drawn are:
 
 - *Frames* are images of one average, contrast, phase, repetition and set, in stored order. Slices of a frame, and
   partitions of 3-D images, are tiled from left to right and top to bottom. Pixels are drawn square.
@@ -23,29 +23,25 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ismrmrd
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import mrdhelper
 from mrdio.h5groups import image_holders
 from mrdio.mrdfile import MrdReader
+from mrdio.pictures import LARGEST_PX, Entry, Picture, Series, read_picture, survey
+from mrdio.timestamps import ticks_to_seconds
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_DURATION_MS = 100  # [ms] a frame, when the time stamps do not tell
 DURATION_RANGE_MS = (20, 2000)  # [ms] viewers ignore shorter frames; longer ones are pauses of the scan, not a film
 SMALLEST_PX = 256  # [px] smaller pictures are enlarged
-LARGEST_PX = 16384  # [px] per side; beyond it no viewer opens the picture
-PERCENTILES = (0.5, 99.5)
 ROWS_AT_ONCE = 64  # that are turned into palette entries: a mosaic may have hundreds of millions of pixels
 FILM_PX = 2**28  # [px] of all frames of a film: Pillow keeps them until the last, and viewers all the time
-WINDOW_SAMPLES = 2**22  # values that the percentiles are taken from
 OVERLAY_LEVELS = 240  # gray levels when something is drawn on top: a GIF palette has 256 entries for both
 TEXT_PX = 12  # [px] height of the letters
 TEXT_LENGTH = 256  # characters of a text that are drawn
@@ -62,77 +58,6 @@ LOOK_ALIKES = {
     "RdBu_r": ("flow", "velocity"),
     "autumn": ("fall",),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Place of one image in the preview of its series.
-
-    Attributes
-    ----------
-    index : int
-        Number of the image in its sub-group, counted from 0.
-    frame : tuple of int
-        Counters that images of one frame have in common; the last one is the image type.
-    slice, time_stamp : int
-        Slice counter; acquisition time stamp [ticks of 2.5 ms].
-    window : (float, float) or None
-        Values shown black and white, from the attributes.
-    """
-
-    index: int
-    frame: tuple[int, ...]
-    slice: int = 0
-    time_stamp: int = 0
-    window: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Series:
-    """Facts of all images of a sub-group, needed before the first is drawn.
-
-    Attributes
-    ----------
-    read : callable
-        Reads the image of a number.
-    entries : list of Entry
-        In stored order.
-    shape : (int, int, int)
-        Planes, rows and columns of each image.
-    windows : dict
-        Values shown black and white by image type, for images without a window of their own.
-    levels : int
-        Levels of gray.
-    """
-
-    read: Callable[[int], ismrmrd.Image]
-    entries: list[Entry]
-    shape: tuple[int, int, int]
-    windows: dict[int, tuple[float, float]]
-    levels: int
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image of an MRD file, ready to be drawn.
-
-    Attributes
-    ----------
-    planes : numpy.ndarray
-        Values [z, y, x] float32, or colours [z, y, x, 3] uint8.
-    window : (float, float)
-        Values shown black and white.
-    lut : str
-        LUTFileName, may be empty.
-    rois, texts : tuple
-        Visible ones, as ``mrdhelper.parse_roi`` and ``mrdhelper.parse_text`` return them.
-    """
-
-    planes: np.ndarray
-    window: tuple[float, float]
-    lut: str = ""
-    rois: tuple = ()
-    texts: tuple = ()
 
 
 def convert(
@@ -197,110 +122,6 @@ def convert(
     return written
 
 
-def survey(reader: MrdReader, name: str) -> Series:
-    """Look at all images of a sub-group, one at a time.
-
-    Raises
-    ------
-    OSError, ValueError
-        As `convert`.
-    """
-    count, *axes = reader.image_shape(name)
-    if max(axes[-2:], default=0) > LARGEST_PX:
-        raise ValueError(f"images of {axes[-1]} x {axes[-2]} pixels, expected at most {LARGEST_PX} a side")
-    shape = (0, 0, 0)
-    entries: list[Entry] = []
-    samples: dict[int, list[np.ndarray]] = {}
-    has_overlays = False
-    for index, image in enumerate(reader.images(name)):
-        head, meta = image.getHead(), image.meta
-        frame = (head.average, head.contrast, head.phase, head.repetition, head.set, head.image_type)
-        entry = Entry(index, frame, head.slice, head.acquisition_time_stamp, window_from_meta(meta))
-        entries.append(entry)
-        has_overlays = has_overlays or any(str(key).startswith(("ROI_", "Text_")) for key in meta)
-        planes = to_planes(image.data, head.image_type)
-        shape = (planes.shape[0], planes.shape[1], planes.shape[2])
-        if planes.ndim == 3 and entry.window is None:
-            step = max(1, count * planes.size // WINDOW_SAMPLES) | 1  # odd: not the same columns in every row
-            samples.setdefault(head.image_type, []).append(planes.ravel()[::step].copy())
-    windows = {image_type: window_from_values(np.concatenate(values)) for image_type, values in samples.items()}
-    return Series(
-        lambda index: reader.image(name, index), entries, shape, windows, OVERLAY_LEVELS if has_overlays else 256
-    )
-
-
-def read_picture(series: Series, entry: Entry) -> Picture:
-    """Read what is drawn of an image; an attribute that cannot be used is left out with a log line."""
-    image = series.read(entry.index)
-    meta = image.meta
-    return Picture(
-        planes=to_planes(image.data, image.image_type),
-        window=entry.window or series.windows.get(image.image_type, (0.0, 1.0)),
-        lut=first_value(meta, "LUTFileName"),
-        rois=tuple(roi for roi in overlays(meta, "ROI_", mrdhelper.parse_roi) if roi[5] and len(roi[0])),
-        texts=tuple(text for text in overlays(meta, "Text_", mrdhelper.parse_text) if text[3]),
-    )
-
-
-def to_planes(data: np.ndarray, image_type: int) -> np.ndarray:
-    """Reduce pixels [channels, z, y, x] to values [z, y, x] float32 or colours [z, y, x, 3] uint8.
-
-    Complex data become magnitudes; several channels that are no colours become their root sum of squares.
-    """
-    if data.ndim != 4 or not data.size:
-        raise ValueError(f"pixels of shape {data.shape}, expected [channels, z, y, x]")
-    if image_type == ismrmrd.IMTYPE_RGB and data.shape[0] == 3 and not np.iscomplexobj(data):
-        return np.moveaxis(np.nan_to_num(data).clip(0, 255), 0, -1).astype(np.uint8)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: white
-        if data.shape[0] > 1 or np.iscomplexobj(data):
-            data = np.linalg.norm(data.astype(np.promote_types(data.dtype, np.float64)), axis=0, keepdims=True)
-        return data[0].astype(np.float32)
-
-
-def overlays(meta: dict, prefix: str, parse: Callable[[list[str]], tuple]) -> Iterator[tuple]:
-    """Yield what `parse` makes of the attributes whose names start with `prefix`."""
-    for key, value in meta.items():
-        if str(key).startswith(prefix):
-            try:
-                yield parse([value] if isinstance(value, str) else list(value or ()))
-            except ValueError as error:
-                logger.warning("Attribute %s is not drawn: %s", key, error)
-
-
-def first_value(meta: dict, key: str) -> str:
-    """Return an attribute, the first of its values if it has several, empty if there is none."""
-    value = meta.get(key) or ""
-    return str(value if isinstance(value, str) else value[0])
-
-
-def window_from_meta(meta: dict) -> tuple[float, float] | None:
-    """Values shown black and white from WindowCenter and WindowWidth; None if there are none that can be used."""
-    texts = first_value(meta, "WindowCenter"), first_value(meta, "WindowWidth")
-    if not all(texts):
-        return None
-    try:
-        centre, width = map(float, texts)
-    except ValueError:
-        centre, width = math.nan, math.nan
-    if not (math.isfinite(centre) and math.isfinite(width) and width > 0):
-        logger.warning("WindowCenter %s and WindowWidth %s are no window: two numbers, width > 0, expected", *texts)
-        return None
-    return centre - width / 2, centre + width / 2
-
-
-def window_from_values(values: np.ndarray) -> tuple[float, float]:
-    """Values shown black and white: percentiles of the finite ones of a series."""
-    values = values[np.isfinite(values)].astype(np.float64)
-    if not values.size:
-        return 0.0, 1.0
-    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
-    if low == high:  # few pixels stand out of an even ground
-        low, high = float(values.min()), float(values.max())
-    if low == high:  # all alike: seen against zero
-        low, high = min(low, 0.0), max(high, 0.0)
-    return (low, high) if low < high else (0.0, 1.0)
-
-
 @functools.lru_cache(maxsize=32)
 def colour_table(name: str) -> np.ndarray:
     """Colours [256, 3] uint8 for a LUTFileName; gray, with a log line, for a name that is not known."""
@@ -349,6 +170,8 @@ def render_series(
         )
         frames, duration = frames[::every], duration * every
 
+    levels = OVERLAY_LEVELS if series.has_overlays else 256
+
     def draw(frame: list[Entry | None]) -> Image.Image:
         canvas = Image.new("RGB", tuple(size.tolist()))
         for number, entry in enumerate(frame):
@@ -357,7 +180,7 @@ def render_series(
             picture = read_picture(series, entry)
             for z in range(planes):
                 row, column = divmod(number * planes + z, columns)
-                tile = draw_tile(to_colours(picture, z, series.levels), picture, factor)
+                tile = draw_tile(to_colours(picture, z, levels), picture, factor)
                 canvas.paste(tile, (column * width * factor, row * height * factor))
         return canvas
 
@@ -386,7 +209,7 @@ def frame_duration(time_stamps: Sequence[int]) -> float:
     steps = np.diff(np.asarray(time_stamps, np.int64))
     if not steps.size or steps.min() <= 0:
         return DEFAULT_DURATION_MS
-    duration = 1000 * mrdhelper.ticks_to_seconds(float(np.median(steps)))
+    duration = 1000 * ticks_to_seconds(float(np.median(steps)))
     return duration if DURATION_RANGE_MS[0] <= duration <= DURATION_RANGE_MS[1] else DEFAULT_DURATION_MS
 
 

@@ -100,7 +100,7 @@ def get_json_config_param(config: Any, key: str, default: Any = None, type: str 
     Parameters
     ----------
     config
-        What `process` received: the parsed JSON object, or the config name when the client sent no JSON.
+        Argument of `process`: the parsed JSON object, or the config name when the client sent no JSON.
     key
         Name below `config["parameters"]`.
     default
@@ -153,7 +153,7 @@ def extract_minihead_double_param(text: str | None, name: str) -> float:
 
 
 def extract_minihead_string_param(text: str | None, name: str) -> str:
-    """Text parameter of the mini header text; empty when absent. Doubled quotation marks stand for one."""
+    """Text parameter of the mini header text; empty when absent. Doubled quotation marks mean one."""
     return (_minihead_value(text, "String", name, r'"((?:[^"]|"")*)"') or "").replace('""', '"')
 
 
@@ -203,14 +203,14 @@ def check_geometry(head: Any) -> None:
 def update_img_header_from_raw(imgHead: ismrmrd.ImageHeader, rawHead: Any) -> ismrmrd.ImageHeader:
     """Copy what an image inherits from a readout: geometry, counters, time stamps, user fields.
 
-    Type (magnitude), index (1) and series (0) get their defaults. Size and data type are the pixels' business.
+    Type (magnitude), index (1) and series (0) get their defaults. Size and data type follow from the pixels.
 
     Parameters
     ----------
     imgHead
         Changed in place.
     rawHead
-        Header of the readout (or image) that stands for the image; None leaves `imgHead` alone.
+        Header of the readout (or image) that the image inherits from; None leaves `imgHead` alone.
 
     Returns
     -------
@@ -365,7 +365,7 @@ def build_image(
     data
         Pixels [channel, z, y, x], [z, y, x] or [y, x] of one of the eight MRD pixel types.
     raw_head
-        Header of the readout that stands for the image; None leaves geometry, counters and time stamps at zero.
+        Header of the readout that the image inherits from; None leaves geometry, counters and time stamps at zero.
     metadata
         MRD header; may be text when the client sent no valid one.
     index

@@ -48,7 +48,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     config
         The config name, or the JSON object with the `Parameters`.
     metadata
-        The MRD header; without one, the report tells what the data say.
+        The MRD header; without one, the report holds facts of the data only.
     """
     parameters = read_parameters(Parameters, config)
     statistics = Statistics()
@@ -65,7 +65,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
 
 # -------------------------------------------------------------------------------------------------------- the values
 def header_facts(metadata: Any) -> dict[str, str]:
-    """Tell what the MRD header says about the scan; what it does not say is left out.
+    """Facts of the scan from the MRD header; those that it does not hold are left out.
 
     Parameters
     ----------

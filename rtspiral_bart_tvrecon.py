@@ -63,7 +63,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     connection
         Yields the readouts, sends the images.
     config
-        Not used: the settings stand in the configuration file.
+        Not used: the settings are in the configuration file.
     metadata
         The MRD header; its user parameter ``tSequenceVariant`` names the metafile.
     """

@@ -28,11 +28,11 @@ if sys.platform != "win32":  # which has no limit on open files
 
 logger = logging.getLogger(__name__)
 
-# How many file handles are to be free when a session begins: its socket, its recording, its module, and what the
-# sessions beside it are just about to open.
+# How many file handles have to be free when a session begins: for its socket, its recording and its module, and for
+# files that other sessions open at that moment.
 HANDLES = 16
 
-# How often ended sessions are looked after while no connection comes, and no process ends [s].
+# Interval of the check for ended sessions while no connection comes, and no process ends [s].
 HOUSEKEEPING = 1.0
 
 # The same while a client waits for a place, or a refused one reads why [s].
@@ -50,11 +50,11 @@ class ServerOptions:
     processes : bool
         Whether each connection gets a process instead of a thread.
     overload : str
-        What becomes of connections that there is no place for: ``"refuse"`` (they are told so) or ``"wait"``.
+        How connections above the maximum number of sessions are treated: ``"refuse"`` (with a message) or ``"wait"``.
     grace : float
         How long running sessions may go on after the server was told to stop [s].
     session : SessionOptions
-        What is settled for every session.
+        Settings of every session.
     setup_process : callable
         Called first in each process (configures logging there).
     """
@@ -74,7 +74,7 @@ class Server:
     Parameters
     ----------
     options : ServerOptions
-        What the command line settled.
+        Settings from the command line.
     ended : callable
         Called with the summary of each session that has ended, from any thread.
 
@@ -159,7 +159,7 @@ class Server:
         try:
             self._wake_sender.send(b"\0")
         except OSError:
-            return  # it has been woken already
+            return  # the wait has been ended already
 
     @property
     def running(self) -> int:
@@ -183,7 +183,7 @@ class Server:
         try:
             sock, address = self._listener.accept()
         except BlockingIOError:
-            return  # it was not the listener that woke the loop, or the peer is gone again
+            return  # another socket ended the wait, or the peer has disconnected
         except OSError as error:  # the process has no file handles left
             if self._accepting:  # told once: the client waits, and it is tried again at once
                 logger.error("Connections cannot be accepted, and wait until they can: %s", error)
@@ -259,7 +259,7 @@ class Server:
         self._groups = {group for group in self._groups if group_lives(group)}
 
     def _may_have_saved(self, summary: SessionSummary) -> bool:
-        """Tell whether a session in a process may have left a recording; one that died early has told no module."""
+        """Tell whether a session in a process may have left a recording; one that died early has reported no module."""
         return self._options.session.save_data or summary.module in ("", SAVE_ONLY)
 
     def _end_sessions(self) -> None:

@@ -75,7 +75,7 @@ def prepare(config: Any, metadata: Any) -> None:
     scan = spiral.SpiralScan(settings, metadata)
     nufft.open_backend(settings.reconstruction.gpu_device)
     nufft.warm_up()
-    if scan.response is None:  # else the tables wait for the orientation that the first readout brings
+    if scan.response is None:  # else the tables need the orientation of the first readout
         plan_for(scan, settings.reconstruction, scan.nominal)
 
 
@@ -87,7 +87,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     connection
         Yields the readouts, sends the images.
     config
-        Not used: the settings stand in the configuration file.
+        Not used: the settings are in the configuration file.
     metadata
         The MRD header; its user parameter ``tSequenceVariant`` names the metafile.
     """
@@ -256,7 +256,7 @@ def as_complex(pixels: NDArray[Any]) -> NDArray[np.complex64]:
 
 
 def plan_for(scan: spiral.SpiralScan, settings: ViewSharingReconstruction, fitted: Trajectory) -> nufft.ArmPlan:
-    """Tables of a trajectory; those of the metafile's own are kept, since the next scan is often like the last."""
+    """Tables of a trajectory; those of the metafile are kept, since the next scan often has the same."""
     make = _kept_plan if fitted is scan.nominal else _make_plan
     return make(fitted, settings.fov_oversampling, settings.gpu_device)
 

@@ -26,7 +26,7 @@ from scipy.signal.windows import tukey
 
 import mrdhelper
 from connection import Connection
-from recon import configuration, memory, noise, physio, spiral
+from recon import configuration, memory, noise, physio, physiobins, spiral
 from recon.configuration import SpiralConfig, parameter
 from recon.readouts import Readouts, prepare_each, receive, repetition_time
 from solvers import backends as solvers
@@ -89,7 +89,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     connection
         Yields readouts and waveforms; sends the images, then the waveforms.
     config
-        Not used: the settings stand in the configuration file.
+        Not used: the settings are in the configuration file.
     metadata
         The MRD header; its user parameter ``tSequenceVariant`` names the metafile.
     """
@@ -127,7 +127,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
 def sort(
     readouts: Readouts, waveforms: Iterable[Any], settings: XdConfig, tr: float | None,
     warn: Callable[[str], None],
-) -> physio.BinTable:  # fmt: skip
+) -> physiobins.BinTable:  # fmt: skip
     """Sort readouts into respiratory states and cardiac phases.
 
     Parameters
@@ -154,13 +154,13 @@ def sort(
     turns = max(int(np.median(np.diff(counters))), 1) if len(counters) > 1 else 1
     raster = physio.readout_raster(np.array(stamps), np.array(counters) // turns, tr and tr * turns, warn)
     triggers = physio.cardiac_triggers(waveforms, binning.trigger_source, raster, binning.ecg_pilottone_delay)
-    cardiac = physio.cardiac_bins(triggers, raster.size, binning.n_cardiac_bins)
+    cardiac = physiobins.cardiac_bins(triggers, raster.size, binning.n_cardiac_bins)
     amplitude = physio.respiration(waveforms, raster)
-    respiratory = physio.respiratory_bins(amplitude, binning.n_respiratory_bins, binning.resp_discard, raster.tr)
-    keep = physio.arm_discard(discard.arm_discard_pre, discard.arm_discard_post, raster.tr, raster.size)
-    table = physio.bin_table(
-        np.where(readouts.usable, np.where(keep, respiratory, physio.NO_BIN)[raster.index], physio.NO_BIN),
-        np.where(keep, cardiac, physio.NO_BIN)[raster.index],
+    respiratory = physiobins.respiratory_bins(amplitude, binning.n_respiratory_bins, binning.resp_discard, raster.tr)
+    keep = physiobins.arm_discard(discard.arm_discard_pre, discard.arm_discard_post, raster.tr, raster.size)
+    table = physiobins.bin_table(
+        np.where(readouts.usable, np.where(keep, respiratory, physiobins.NO_BIN)[raster.index], physiobins.NO_BIN),
+        np.where(keep, cardiac, physiobins.NO_BIN)[raster.index],
         binning.n_respiratory_bins,
         binning.n_cardiac_bins,
         binning.fill_small_bins,
@@ -170,7 +170,7 @@ def sort(
     return table
 
 
-def describe(bins: physio.BinTable, readouts: Readouts) -> str:
+def describe(bins: physiobins.BinTable, readouts: Readouts) -> str:
     """Filling of the bins of a slice, in words."""
     states, phases, arms = bins.readouts.shape
     count, used = len(readouts), bins.counts.sum()
@@ -180,7 +180,7 @@ def describe(bins: physio.BinTable, readouts: Readouts) -> str:
     )
 
 
-def check_memory(slices: Sequence[physio.BinTable], matrix: int) -> None:
+def check_memory(slices: Sequence[physiobins.BinTable], matrix: int) -> None:
     """Refuse slices whose images, kept until all have one scale, do not fit into the memory together.
 
     Raises
@@ -189,20 +189,22 @@ def check_memory(slices: Sequence[physio.BinTable], matrix: int) -> None:
         They do not.
     """
     needed = sum(4 * bins.counts.size * matrix**2 for bins in slices)
-    if len(slices) > 1 and needed > (room := memory.usable()):
-        raise memory.ShortageError(f"the images of {len(slices)} slices", needed, room)
+    if len(slices) > 1 and needed > (usable := memory.usable()):
+        raise memory.ShortageError(f"the images of {len(slices)} slices", needed, usable)
 
 
 def taper(samples: int) -> NDArray[np.float32]:
-    """Weights [samples] that lead a readout smoothly to its end.
+    """Weights [samples] that taper the end of a readout.
 
     They are the second half of a Tukey window of twice the length, `TAPERED_PART` of which is cosine.
     """
     return tukey(2 * samples, TAPERED_PART)[samples:].astype(np.float32)
 
 
-def part_of(readouts: Readouts, maps: NDArray[Any], bins: physio.BinTable, options: XdReconstruction) -> solvers.Part:
-    """Return what the solver needs: all bins [respiratory, cardiac] together."""
+def part_of(
+    readouts: Readouts, maps: NDArray[Any], bins: physiobins.BinTable, options: XdReconstruction
+) -> solvers.Part:
+    """Return the solver's input: all bins [respiratory, cardiac] together."""
     return solvers.Part(
         samples=readouts.samples[bins.readouts],
         coordinates=readouts.coordinates[np.array(readouts.columns)[bins.readouts]],
@@ -217,7 +219,7 @@ def part_of(readouts: Readouts, maps: NDArray[Any], bins: physio.BinTable, optio
     )
 
 
-def middle(bins: physio.BinTable, respiratory: int, cardiac: int) -> int:
+def middle(bins: physiobins.BinTable, respiratory: int, cardiac: int) -> int:
     """Readout in the middle of a bin; an empty one has the scan's first."""
     used = int(bins.weights[respiratory, cardiac].sum())
     return int(bins.readouts[respiratory, cardiac, used // 2]) if used else 0

@@ -34,7 +34,7 @@ import coils
 import spiral_xdgrasp_recon
 from connection import Connection
 from mrdio.mrdheader import parse_header
-from recon import configuration, nufft, physio
+from recon import configuration, nufft, physiobins
 from recon.trajectory import write_metafile
 from rtspiral_bart_tvrecon import TfdConfig
 from simulation.gridding import gridded
@@ -232,7 +232,7 @@ def shared_groups() -> list[range]:
     return [range(start, start + SHARED_ARMS) for start in starts]
 
 
-def xd_bins(simulation: Simulation) -> physio.BinTable:
+def xd_bins(simulation: Simulation) -> physiobins.BinTable:
     """Bins of a scan, as the module makes them."""
     heads = [acquisition.getHead() for acquisition in simulation.acquisitions()]
     settings = configuration.from_mapping(XdConfig, {"reconstruction": XD_SETTINGS, "binning": XD_BINNING}, "benchmark")
@@ -240,7 +240,7 @@ def xd_bins(simulation: Simulation) -> physio.BinTable:
     return spiral_xdgrasp_recon.sort(readouts, list(simulation.waveforms()), settings, simulation.scan.tr, print)
 
 
-def members(bins: physio.BinTable) -> list[np.ndarray]:
+def members(bins: physiobins.BinTable) -> list[np.ndarray]:
     """Readouts of each bin."""
     return [bins.readouts[place][bins.weights[place] > 0] for place in np.ndindex(bins.counts.shape)]
 

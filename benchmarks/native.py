@@ -32,7 +32,7 @@ import iterative as phantom
 
 import bart_tools
 import spiral_xdgrasp_recon
-from recon import configuration, nufft, physio, spiral
+from recon import configuration, nufft, physiobins, spiral
 from recon import readouts as kept
 from recon.trajectory import write_metafile
 from rtspiral_bart_tvrecon import TfdReconstruction
@@ -119,7 +119,7 @@ def tfd_problem(frames: int, solver: solvers.Solver, design: SpiralDesign = phan
 def xd_problem(solver: solvers.Solver) -> Problem:
     """Bins of respiration and cardiac phase, constrained along both."""
     simulation, readouts = receive(phantom.XD_SCAN, phantom.XD)
-    bins: physio.BinTable = phantom.xd_bins(simulation)
+    bins: physiobins.BinTable = phantom.xd_bins(simulation)
     np.multiply(readouts.samples, spiral_xdgrasp_recon.taper(readouts.samples.shape[-1]), out=readouts.samples)
     options = XdReconstruction(**phantom.XD_SETTINGS)
     maps = solver.coil_maps(readouts)

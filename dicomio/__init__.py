@@ -1,1 +1,1 @@
-"""Shared by dicom2mrd.py and mrd2dicom.py: DICOM objects as frames, their geometry, and what survives the way back."""
+"""Shared by dicom2mrd.py and mrd2dicom.py: DICOM objects as frames, their geometry, and attributes for the way back."""

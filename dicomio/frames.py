@@ -63,7 +63,7 @@ class Frame:
         self._find_attributes()
 
     def _find_attributes(self) -> None:
-        """Look up once where the frame's attributes stand: objects of thousands of frames ask for dozens of each."""
+        """Look up once where the frame's attributes are: objects of thousands of frames ask for dozens of each."""
         self._places: dict[int, Dataset] = {}  # item of a functional group, by the tag of an attribute in it
         self._type_macro: str | None = None
         try:
@@ -162,7 +162,7 @@ def frame_type(frame: Frame) -> list[str]:
 
 
 def plane_of(frame: Frame) -> Plane | None:
-    """Where the pixels of a frame lie; None when the object does not say.
+    """Position of the pixels of a frame; None when the object does not say.
 
     Missing pixel spacing counts as 1 mm.
     """
@@ -217,7 +217,7 @@ def merge_frames(parts: list[Dataset], indices: list[int], main: int = 0) -> Dat
     indices
         Which frame of the original object each one was, counted from 0.
     main
-        Number of the part whose attributes stand for the whole object.
+        Number of the part whose attributes are those of the whole object.
     """
     merged = parts[main]
     total = frame_count(merged)

@@ -1,4 +1,4 @@
-"""Where an image lies in the patient: DICOM's terms to MRD's and back. Pure arithmetic.
+"""Position of an image in the patient: DICOM's terms to MRD's and back. Pure arithmetic.
 
 DICOM gives the centre of the first pixel, MRD the position of the image. `reference_offset` is the one place that says
 how far they are apart. All coordinates are DICOM's patient coordinates [mm]: x to the left, y to the back, z to the
@@ -20,7 +20,7 @@ NOWHERE: Vector = (0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Plane:
-    """Where the pixels of one image plane lie, as DICOM says it.
+    """Position of the pixels of one image plane, as in DICOM.
 
     Attributes
     ----------

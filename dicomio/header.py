@@ -63,7 +63,7 @@ def seconds_of_day(text: str) -> float | None:
 
 
 def acquisition_time(frame: Frame) -> str:
-    """When a frame was acquired, as the object says it; empty when it does not."""
+    """Acquisition time of a frame, as the object says it; empty when it does not."""
     for keyword in ("FrameAcquisitionDateTime", "AcquisitionTime", "AcquisitionDateTime"):
         if text := frame.text(keyword):
             return text
@@ -71,7 +71,7 @@ def acquisition_time(frame: Frame) -> str:
 
 
 def acquisition_ticks(frame: Frame) -> int:
-    """When a frame was acquired [ticks of 2.5 ms since midnight]; 0 when it is not known."""
+    """Acquisition time of a frame [ticks of 2.5 ms since midnight]; 0 when it is not known."""
     return round((seconds_of_day(acquisition_time(frame)) or 0.0) / SECONDS_PER_TICK)
 
 
@@ -98,8 +98,8 @@ def clean_text(text: str) -> str:
 def mrd_header(series: Sequence[SeriesFacts]) -> xsd.ismrmrdHeader:
     """Build the header: patient, study, scanner and sequence of the first series, one encoding for each series.
 
-    What an object does not say is left out; nothing is made up, except the resonance frequency that MRD demands (0 when
-    not even the field strength is known).
+    Facts that an object does not state are left out; nothing is made up, except the resonance frequency that MRD
+    demands (0 when not even the field strength is known).
     """
     frame = series[0].first
     frequency, field_strength = frame.number("ImagingFrequency"), frame.number("MagneticFieldStrength")

@@ -1,7 +1,7 @@
 """DICOM attributes for an MRD image that has no DICOM origin: from the MRD header, and nothing made up.
 
-What neither header nor image says stands empty where DICOM allows it. Where it does not, the value says that it is
-not known, and ImageComments says so in words.
+An attribute that neither header nor image gives is empty where DICOM allows it. Where it does not, the value says that
+it is not known, and ImageComments says so in words.
 """
 
 from __future__ import annotations

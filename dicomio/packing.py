@@ -27,7 +27,7 @@ from dicomio.frames import PER_FRAME
 
 logger = logging.getLogger(__name__)
 
-# Names of the meta attributes that carry what an image was in DICOM.
+# Names of the meta attributes that hold an image's DICOM attributes.
 JSON_KEY, HASH_KEY, FRAME_KEY = "DicomJson", "DicomPixelHash", "DicomFrame"
 
 _LEFT_OUT = {*PIXEL_KEYWORDS, "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "DataSetTrailingPadding"}

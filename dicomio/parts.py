@@ -1,4 +1,4 @@
-"""MRD images divided into what DICOM calls frames: one plane, one component, one colour or grey image each."""
+"""MRD images divided into DICOM's frames: one plane, one component, one colour or grey image each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Part:
-    """One frame to be.
+    """One frame of an object that is to be written.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Part:
     kind
         MRD image type: magnitude, phase, real, imaginary or RGB.
     label
-        What tells it from other parts of its image that go to other series; empty when there are none.
+        Text that distinguishes it from other parts of its image in other series; empty when there are none.
     source
         Attributes of the DICOM frame that it was made from; None when there was none.
     changed

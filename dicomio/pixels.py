@@ -1,6 +1,6 @@
 """Pixels of DICOM objects to MRD's types and back.
 
-Stored values stay stored values: rescale slope and intercept travel beside them, so that the way back is exact.
+Stored values are not rescaled: slope and intercept are kept beside them, so that the way back is exact.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _COLOUR_KEYWORDS = [
     for colour in ("Red", "Green", "Blue", "Alpha")
     for part in ("Data", "Descriptor")
 ]
-# What describes the pixels' format; an object with float pixels lacks most of it.
+# Attributes that describe the pixels' format; an object with float pixels lacks most of them.
 _FORMAT_KEYWORDS = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 
 
@@ -237,7 +237,7 @@ def _as_stored_number(value: float) -> float:
 
 
 def put_stored(dataset: Dataset, stored: StoredPixels) -> None:
-    """Put new pixels and the description of their format into a dataset; rescaling is the caller's business."""
+    """Put new pixels and the description of their format into a dataset; the caller sets the rescaling."""
     forget_pixels(dataset)
     is_colour = stored.values.ndim == 4
     dataset.SamplesPerPixel = 3 if is_colour else 1
@@ -316,7 +316,7 @@ def _set_pixel_bytes(dataset: Dataset, values: NDArray[Any]) -> None:
 
 
 def forget_pixels(dataset: Dataset) -> None:
-    """Remove what describes old pixels and is not true of new ones."""
+    """Remove attributes that describe old pixels and do not hold for new ones."""
     for keyword in (
         *_FORMAT_KEYWORDS,
         *_COLOUR_KEYWORDS,

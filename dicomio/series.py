@@ -36,7 +36,7 @@ _IMAGE_TYPES = {
     "I": ismrmrd.IMTYPE_IMAG,
     "IMAGINARY": ismrmrd.IMTYPE_IMAG,
 }
-# DICOMDIR, presentation states, structured reports and key objects stand beside images and hold none (PS3.4, B.5):
+# DICOMDIR, presentation states, structured reports and key objects lie beside images and hold none (PS3.4, B.5):
 # that they are left out is not reported.
 _WITHOUT_IMAGES = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.11.", "1.2.840.10008.5.1.4.1.1.88.")
 

@@ -1,4 +1,4 @@
-"""Changes of a DICOM object's attributes by processing: the truth about the pixels, the plane and the series."""
+"""Changes of a DICOM object's attributes after processing: those of the pixels, the plane and the series."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _refer_to_source(frame: Frame, meta: Mapping[str, Any]) -> None:
 
 
 def put_rescale(frame: Frame, meta: Mapping[str, Any], stored: StoredPixels | None) -> tuple[float, float]:
-    """Set rescale slope and intercept, so that what is stored gives what the image's pixels mean.
+    """Set rescale slope and intercept, so that stored values give the meaning of the image's pixels.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def put_window(
     frame
         Where to set it.
     meta
-        WindowCenter and WindowWidth in terms of the image's pixels; they win.
+        WindowCenter and WindowWidth in terms of the image's pixels; they come first.
     rescale
         Slope and intercept from the image's pixels to their meaning, which DICOM's window is about.
     shown
@@ -225,7 +225,7 @@ def drop_window(frame: Frame) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- geometry
 def put_geometry(frame: Frame, plane: Plane) -> None:
-    """Set the plane of a frame whose geometry is not the source's any more; remove what followed from the old one."""
+    """Set the plane of a frame with another geometry than the source; remove attributes that followed from the old."""
     dataset = frame.dataset
     if is_enhanced(dataset):
         classic = Dataset()
@@ -251,7 +251,7 @@ def put_geometry(frame: Frame, plane: Plane) -> None:
 def put_identity(
     dataset: Dataset, meta: Mapping[str, Any], series_uid: str, series_number: int, instance_number: int, label: str
 ) -> None:
-    """Set what makes the object a new one: its UIDs and numbers, series description and comments.
+    """Set the attributes that make the object a new one: its UIDs and numbers, series description and comments.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@
 # SOURCE  name of a container image, or a file system that was exported from a container (.tar)
 # OUTPUT  what to make, by its ending: .img, an ext3 file system; .zip, such an .img in an archive; .tar, the bare files
 # -s      size of the file system [MiB]; by default as large as the files need, and FREE
-# -f      room left free in it [MiB], 200 by default
+# -f      space left free in it [MiB], 200 by default
 #
 # For .img and .zip it needs e2fsprogs (Debian and Ubuntu have it), but no mounting and no privileged container. As
 # another user than root it needs fakeroot, so that the files keep their owners. DOCKER names another program than docker.
@@ -33,8 +33,8 @@ is_number() {
     esac
 }
 
-# File system $2 with the files of the archive $1, in the folder $3: unpacked and packed by one process, for fakeroot
-# remembers owners no longer than that.
+# File system $2 with the files of the archive $1, in the folder $3: unpacked and packed by one process, since
+# fakeroot keeps owners only that long.
 make_file_system() {
     mkdir "$3/root"
     tar -xpf "$1" -C "$3/root" --numeric-owner

@@ -1,15 +1,15 @@
 """MRD messages as bytes and back: one reader and one writer for each message type, in one table.
 
-Nothing here knows a socket: a reader takes any buffered binary stream (a connection, a file, bytes in memory), a writer
+Nothing here uses a socket: a reader takes any buffered binary stream (a connection, a file, bytes in memory), a writer
 returns the buffers that make up the message. The same bytes in a file are an ISMRMRD stream.
 
 Exceptions::
 
-    MrdError                 root of everything that can go wrong with a session
+    MrdError                 root of all errors of a session
     ├── StreamBroken         the bytes end, or stop coming, where more were expected (also a ConnectionError)
     ├── ProtocolError        the bytes are no valid MRD message (also a ValueError)
     ├── SessionEnded         something was to be sent after the end of this side's session
-    └── LimitReached         a session has used up what it may
+    └── LimitReached         a session has reached a limit
 """
 
 import ctypes
@@ -49,7 +49,7 @@ class SessionEnded(MrdError, ConnectionError):
 
 
 class LimitReached(MrdError):
-    """A session has used up what it may; the message names the limit and its flag."""
+    """A session has reached a limit; the message names the limit and its flag."""
 
 
 @dataclass(frozen=True)
@@ -193,21 +193,20 @@ UNREADABLE = "UnreadableAttributes"
 
 PIECE = 1 << 14  # characters of attributes that are read at once: no other thread runs meanwhile
 
-# The interpreter works for one thread at a time. With many sessions that have attributes read, the others would hardly
-# get their turn; so one session at a time does that, for attributes of one length, by powers of two: none waits for
-# others with far longer ones.
+# The interpreter runs one thread at a time. If many sessions read attributes at once, the other sessions would hardly
+# run. So one session at a time reads attributes of one length, by powers of two: none waits for far longer ones.
 _TURNS = tuple(threading.Lock() for _ in range(64))
 
 
 def has_document_type(xml: str) -> bool:
-    """True if XML declares a document type: MRD never does, and entities are how XML is made to blow up."""
+    """True if XML declares a document type: MRD never does, and entities can make XML expand without limit."""
     return "<!DOCTYPE" in xml or "<!ENTITY" in xml
 
 
 def parse_attributes(xml: str) -> ismrmrd.Meta:
     """Meta attributes of an image from their XML.
 
-    Attributes that cannot be read do not cost the image: their text is kept under the name `UNREADABLE`.
+    An image whose attributes cannot be read is kept: their text is stored under the name `UNREADABLE`.
     """
     try:
         if has_document_type(xml):

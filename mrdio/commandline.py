@@ -33,7 +33,7 @@ def log_to(
 ) -> None:
     r"""Send log records to a console, and to a file if there is one.
 
-    What the console's encoding has no characters for is written as ``\u5fc3``.
+    Characters that the console's encoding lacks are written as ``\u5fc3``.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from mrdio.streamfiles import claim_stream, is_named, name_new, streams_in
 
 logger = logging.getLogger(__name__)
 
-# What a conversion keeps to.
+# Limits of a conversion.
 CONVERSION_LIMITS = (*MESSAGE_LIMITS, "disk")
 
 # A scanner's session has some tens of series; each takes up some kilobytes, so that a small stream could fill a disk.
@@ -35,15 +35,15 @@ def protocol_name(header_xml: str) -> str:
 def convert_stream(path: Path, limits: Limits | None = None) -> Path | None:
     """Turn a recorded stream into an MRD .h5 beside it, named after date, time and protocol, and remove the stream.
 
-    A message that broke off at the end is left out, and logged. When bytes that are no message stand in the stream, it
-    is kept beside the MRD file, since nothing behind them could be read.
+    A message that broke off at the end is left out, and logged. When the stream holds bytes that are no message, it
+    is kept beside the MRD file, since nothing after them could be read.
 
     Parameters
     ----------
     path : Path
         The stream file.
     limits : Limits, optional
-        Limits on its messages, and on the room that is left on the disk.
+        Limits on its messages, and on the disk space that is left free.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def _convert_claimed(path: Path, stream: "io.BufferedReader[io.FileIO]", limits:
             stem = "_".join(part for part in (*path.stem.split("_")[:2], protocol) if part)
             target = name_new(unfinished, stem)
     finally:
-        unfinished.unlink(missing_ok=True)  # where the disk is full, its room is needed
+        unfinished.unlink(missing_ok=True)  # where the disk is full, its space is needed
     if not is_named(path, stream):
         return target  # the stream has been moved or removed
     if readable:
@@ -98,7 +98,7 @@ def _convert_claimed(path: Path, stream: "io.BufferedReader[io.FileIO]", limits:
 
 
 def _check_room(path: Path, keep_free: int) -> None:
-    """Refuse to begin what the disk has no room for: HDF5 may crash when it runs full."""
+    """Refuse to begin a conversion that does not fit on the disk: HDF5 may crash when the disk runs full."""
     free, needed = shutil.disk_usage(path.parent).free, path.stat().st_size
     if free < 1.1 * needed + 16 * MIB + keep_free:
         kept = f"{keep_free / MIB:g} MiB are to stay so ({flag_of('disk')})"

@@ -191,7 +191,7 @@ class DependencyStore:
         return self._folder / f"{measurement}{SUFFIX}"
 
     def _tidy(self, newest: Path | None = None) -> None:
-        """Remove measurements that are too old, and, where a new one has come, the oldest until there is room for it.
+        """Remove measurements that are too old, and, where a new one has come, the oldest until it fits.
 
         Streams of sessions that broke off are removed likewise, and those that are being written are not.
         """

@@ -8,12 +8,12 @@ from typing import Any
 
 import h5py
 
-# What is looked at in a group.
+# Objects that are examined in a group.
 _MEMBERS = {"xml", "config", "config_file", "configAdditional", "data", "waveforms"}
 _IMAGES = ("image_", "images_")
 _IMAGE_PARTS = ("data", "header", "attributes")
 
-# Groups and links that are gone through in a file: four for each series. A small file may hold very many, in circles.
+# Groups and links that are followed in a file: four for each series. A small file may hold very many, in cycles.
 _STEPS = 20_000
 
 
@@ -42,8 +42,8 @@ class LeadsElsewhereError(MrdFileError):
 class Inside:
     """Finds what is in a file, and follows no link to another one.
 
-    HDF5 would open that, whatever it is, and its bytes would become data. Nothing is opened before its link is known to
-    stay in the file. What is not asked for is not looked at.
+    HDF5 would open the other file, whatever it is, and its bytes would become data. Nothing is opened before its link
+    is known to stay in the file. Objects that are not asked for are not examined.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Inside:
                 return None
             place = f"{item.name.rstrip('/')}/{name}"
             self._steps_left -= 1
-            if self._steps_left < 0:  # soft links may lead in circles, and each may be long
+            if self._steps_left < 0:  # soft links may form cycles, and each may be long
                 raise MrdFileError(f"{self._file.filename}: too many groups and links (at {place}): at most {_STEPS}")
             try:
                 link = item.get(name, getlink=True)

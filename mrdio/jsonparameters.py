@@ -48,7 +48,7 @@ def parse_parameters(text: str, limits: Limits) -> dict[str, Any]:
 def convert(value: Any, kind: type) -> Any:
     """Convert a value that a client sent to the type that a module asks for.
 
-    Scanners send numbers and switches as text as well: ``"5"`` and ``"True"`` are taken for what they say.
+    Scanners send numbers and switches as text as well: ``"5"`` and ``"True"`` are converted.
 
     Parameters
     ----------

@@ -54,7 +54,7 @@ class Limits:
     sessions : int
         How many sessions are served at once.
     waiting : int
-        How many further ones may wait for a place, if they may wait.
+        How many further ones may wait until a session ends, if they may wait.
     waiting_time : float
         How long they may wait [s].
     memory : int
@@ -62,7 +62,7 @@ class Limits:
     session_memory : int
         Memory of one session in a process of its own [bytes]; 0: no limit but that of the server.
     disk : int
-        What saving leaves free on the disk [bytes].
+        Disk space that saving leaves free [bytes].
     dependency_age : float
         How long a measurement that later scans depend on is kept [s].
     dependencies : int
@@ -82,16 +82,16 @@ class Limits:
     json: int = _size(1, "maxJson", "JSON parameters", "real ones have some kB")
     images: int = _limit(
         1_000_000, "maxImages", "images that a session sends back",
-        "five hours of 50 images a second; a module in an endless loop ends some day",
+        "five hours of 50 images a second; a module in an endless loop ends at this number",
     )  # fmt: skip
     timeout: float = _time(
         3600, "timeout", "silence of a client",
         "a scanner may wait for a patient between two readouts",
     )  # fmt: skip
-    opening: float = _time(60, "openingTime", "config and header", "both are there when the scanner connects")
+    opening: float = _time(60, "openingTime", "config and header", "a scanner sends both as soon as it connects")
     message_time: float = _time(
         600, "messageTime", "one message from its first byte to its last, in either direction",
-        "4096 MiB at 60 Mbit/s; a client that sends or takes a byte a minute does not keep a place for ever",
+        "4096 MiB at 60 Mbit/s; a client that sends or takes a byte a minute is not served without end",
     )  # fmt: skip
     send_timeout: float = _time(
         60, "sendTimeout", "time for which a client takes nothing of what is sent to it",
@@ -99,7 +99,7 @@ class Limits:
     )  # fmt: skip
     fallback_wait: float = _time(
         60, "fallbackWait", "silence of a client whose module has failed, before it gets fallback images",
-        "a pause between two parts of a scan is shorter; the operator waits no longer",
+        "longer than a pause between two parts of a scan, and short enough for the operator",
     )  # fmt: skip
     sessions: int = _limit(
         64, "maxSessions", "sessions at once",
@@ -114,11 +114,12 @@ class Limits:
     )  # fmt: skip
     session_memory: int = _size(
         0, "sessionMemory", "memory of one session, with -m",
-        "0: no less than the server; a budget of your own must hold the libraries that a module loads, 500 MiB", low=0,
+        "0: no less than the server; a value must include the libraries that a module loads, 500 MiB", low=0,
     )  # fmt: skip
     disk: int = _size(
-        1024, "minDisk", "what saving leaves free on the disk",
-        "logs and other programs need room; a conversion that would take it is not made, and the stream stays", low=0,
+        1024, "minDisk", "disk space that saving leaves free",
+        "logs and other programs need disk space; a conversion that would take it is not made, and the stream stays",
+        low=0,
     )  # fmt: skip
     dependency_age: float = _time(
         30 * 86400, "dependencyAge", "age of a measurement that scans depend on",

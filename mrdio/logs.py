@@ -1,4 +1,4 @@
-"""Log lines for people and for machines: each with the id of its session, and none that the network could forge."""
+"""Log lines for people and machines: each has the id of its session, and no text from the network can imitate one."""
 
 import json
 import logging
@@ -102,13 +102,13 @@ class JsonFormatter(logging.Formatter):
         }
         if text := _traceback(record):
             entry["traceback"] = text
-        return json.dumps(entry, default=str, skipkeys=True)  # modules may add what they like
+        return json.dumps(entry, default=str, skipkeys=True)  # modules may add any values
 
 
 def _traceback(record: logging.LogRecord) -> str:
     """Traceback of a record: its attribute ``traceback``, or as usual; empty where there is none.
 
-    Copes with exceptions that cannot say what they are.
+    Also for exceptions whose text cannot be made.
     """
     given = getattr(record, "traceback", None)
     parts = [given.rstrip("\n")] if isinstance(given, str) else []

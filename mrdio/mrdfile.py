@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 256
 BATCH_BYTES = 32 << 20
-ROOM = 4 << 20  # that is to be left on the disk, for what HDF5 writes besides [bytes]
+DISK_MARGIN = 4 << 20  # disk space that is left free, for what HDF5 writes besides [bytes]
 IMAGE_BATCH = 16  # headers in a chunk: each series takes up one whole chunk of them at least
 # Image attributes and texts are both UTF-8, declared as the ISMRMRD libraries declare them: the C++ one cannot read a
 # header that is declared as UTF-8.
@@ -60,7 +60,7 @@ class MrdReader:
     group : str
         Name of the group.
     header_xml, config, config_text, json_parameters : str or None
-        What the file holds of the session's opening messages.
+        Opening messages of the session, as far as the file holds them.
     acquisition_count, waveform_count, image_count : int
         How much there is to read.
 
@@ -233,7 +233,7 @@ class MrdWriter:
         How many groups of images, of a series, size and type each, are made at most: each costs some kilobytes, however
         small its images are. None: no limit.
     locking : bool or None
-        Whether HDF5 locks the file; None: as HDF5 does by itself. False for who holds a lock on it already.
+        Whether HDF5 locks the file; None: as HDF5 does by itself. False if the caller holds a lock on it already.
 
     Raises
     ------
@@ -245,12 +245,12 @@ class MrdWriter:
         self,
         path: Path | str,
         group: str = "dataset",
-        keep_free: int = ROOM,
+        keep_free: int = DISK_MARGIN,
         image_groups: int | None = None,
         locking: bool | None = None,
     ) -> None:
         self.path = Path(path)
-        self._keep_free = max(ROOM, keep_free)
+        self._keep_free = max(DISK_MARGIN, keep_free)
         self._groups_left = math.inf if image_groups is None else image_groups
         try:
             self._file = h5py.File(self.path, "a", locking=locking)
@@ -277,7 +277,7 @@ class MrdWriter:
         self.close()
 
     def close(self) -> None:
-        """Write what is left and close the file."""
+        """Write the remaining items and close the file."""
         try:
             self.flush()
         finally:
@@ -320,7 +320,7 @@ class MrdWriter:
         TypeError
             If the item is none of the three.
         OSError
-            If the disk has no room for it.
+            If it does not fit on the disk.
         MrdFileError
             If it would need a further group of images, and there are as many as there may be.
         """
@@ -358,7 +358,7 @@ class MrdWriter:
         self._file.flush()
 
     def _check_room(self, count: int) -> None:
-        """Refuse to write what the disk has no room for: HDF5 may crash when it runs full."""
+        """Refuse to write what does not fit on the disk: HDF5 may crash when the disk runs full."""
         free = shutil.disk_usage(self.path.absolute().parent).free
         wanted = count + self._keep_free
         if free < wanted:

@@ -1,7 +1,7 @@
 """The MRD header of a session: XML text to `ismrmrd.xsd.ismrmrdHeader`.
 
 Files of older ismrmrd versions differ from today's schema in details (elements that came later are absent, others are
-unknown or out of their list of values). Such a header is still a header: what is absent becomes None.
+unknown or out of their list of values). Such a header is read all the same: absent elements become None.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _CONTEXT = XmlContext()  # keeps what it learns of the classes from one header t
 
 
 def _create_with_gaps(header_class: type, values: dict[str, Any]) -> Any:
-    """Build a header element although required children are absent: limits stand empty, all else is None."""
+    """Build a header element although required children are absent: limits are empty, all else is None."""
     for field in dataclasses.fields(header_class):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if field.init and required and field.name not in values:
@@ -57,8 +57,7 @@ def parse_header(text: str, longest: int = Limits.header) -> xsd.ismrmrdHeader |
     text : str
         What a METADATA_XML_TEXT message or ``/<group>/xml`` of a file holds.
     longest : int, optional
-        How long it may be [characters]; real headers have tens of thousands, and a hostile one takes a second per
-        million.
+        How long it may be [characters]; real headers have tens of thousands; a hostile one takes long to read.
 
     Returns
     -------

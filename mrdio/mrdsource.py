@@ -1,4 +1,4 @@
-"""Source of what a client sends: the content of an MRD .h5 file or of an ISMRMRD stream file, through one interface."""
+"""Data that a client sends: the content of an MRD .h5 file or of an ISMRMRD stream file, through one interface."""
 
 import io
 import itertools
@@ -29,7 +29,7 @@ class Source(AbstractContextManager):
     header_xml, json_parameters : str or None
         MRD header and JSON parameters of the file.
     items : iterator
-        Readouts and waveforms in time order, then images; can be gone through once.
+        Readouts and waveforms in time order, then images; can be iterated over once.
     total : int or None
         How many items there are, where the file tells.
     close : callable
@@ -107,9 +107,9 @@ def in_time_order(
     Parameters
     ----------
     acquisitions, waveforms
-        What to merge.
+        Messages to merge.
     due
-        When a waveform belongs [ticks].
+        Time at which a waveform is to be sent [ticks].
     """
     waveform = next(waveforms, None)
     for acquisition in acquisitions:

@@ -1,4 +1,4 @@
-"""Regions of interest and text as values of meta attributes: what scanners and viewers draw over an image.
+"""Regions of interest and text as values of meta attributes, which scanners and viewers draw over an image.
 
 Modules reach these functions as ``mrdhelper.create_roi`` and so on.
 """

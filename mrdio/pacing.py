@@ -19,7 +19,7 @@ LEAD = 2.0  # between header and first readout, in which a scanner prepares and 
 
 
 class Pace:
-    """Lets items through when their time has come, and keeps how late each one was.
+    """Yields items at their times, and records how late each one was.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Keeps what a session receives: an append-only ISMRMRD stream while it arrives, an MRD .h5 when it is over.
+"""Keeps the data that a session receives: an append-only ISMRMRD stream while it arrives, an MRD .h5 when it is over.
 
-Receiving never waits for HDF5. The stream file holds the very bytes that came in, so that a crash costs nothing that
+Receiving never waits for HDF5. The stream file holds the very bytes that came in, so that a crash loses nothing that
 the operating system had been given. The conversion runs in a process of its own (`converter`): it takes no time from
-other sessions, and HDF5, which may crash on a full disk, takes nothing with it. What was left unconverted is finished
+other sessions, and a crash of HDF5 on a full disk ends nothing else. Streams that were left unconverted are finished
 at the next start of the server, or by ``python recorder.py FOLDER``.
 """
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDER = "/tmp/share/saved_data"
 
-# Room is asked for in steps of this size: appending into reserved blocks costs about half [bytes].
+# Disk space is reserved in steps of this size: appending into reserved blocks is faster [bytes].
 RESERVE = 64 << 20
 
 
@@ -54,9 +54,9 @@ class Recorder:
     session : str
         Name of the session, for the stream file's name.
     held : bytes-like
-        What came in before.
+        Bytes that came in before.
     limits : Limits, optional
-        Limits that the session's messages are held to, and on the room that is left on the disk.
+        Limits that the session's messages are held to, and on the disk space that is left free.
     on_failure : callable
         Called once with a text when writing fails (a full disk): the session goes on without being recorded, and what
         was written before is kept.
@@ -104,7 +104,7 @@ class Recorder:
             self._fail(f"What comes in is no longer being saved: {self.stream_path} cannot be written: {error}")
 
     def _make_room(self, count: int) -> None:
-        """Ask for room for so many bytes more; for a whole step, if the disk has that much to spare."""
+        """Reserve disk space for so many bytes more; for a whole step, if the disk has that much to spare."""
         if not self.check():
             return
         free = shutil.disk_usage(self.stream_path.parent).free
@@ -148,7 +148,7 @@ class Recorder:
 
 
 def _reserve(file: BinaryIO, start: int, length: int) -> None:
-    """Ask the file system for room without changing the file's size, where it offers that.
+    """Reserve disk space without changing the file's size, where the file system offers that.
 
     Python's `os.posix_fallocate` would change the size, and on a network share write a byte into every block instead.
     """
@@ -158,4 +158,4 @@ def _reserve(file: BinaryIO, start: int, length: int) -> None:
     fallocate = ctypes.CDLL(None, use_errno=True).fallocate
     fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     if fallocate(file.fileno(), keep_size, start, length) != 0:
-        logger.debug("No room could be reserved: %s", os.strerror(ctypes.get_errno()))
+        logger.debug("No disk space could be reserved: %s", os.strerror(ctypes.get_errno()))

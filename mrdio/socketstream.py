@@ -1,4 +1,4 @@
-"""Bytes over a socket, both ways: no wait without an end, and an observer that sees what arrives."""
+"""Bytes over a socket, both ways: every wait has a limit, and an observer is called with the bytes that arrive."""
 
 import io
 import math
@@ -21,7 +21,7 @@ _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 class Observer(Protocol):
-    """Sees the bytes of a session as they arrive, before they are taken apart."""
+    """Observer of the bytes of a session, called as they arrive, before they are parsed."""
 
     def write(self, chunk: memoryview) -> None:
         """Take one chunk; it is only valid during the call."""
@@ -33,18 +33,18 @@ class SocketStream(io.RawIOBase):
     Parameters
     ----------
     sock : socket.socket
-        A connected stream socket. Its timeout limits each wait, for data as for room to send.
+        A connected stream socket. Its timeout limits each wait, for data and for sending.
     limits : Limits
         Limits on the time for sending.
 
     Attributes
     ----------
     observer : Observer or None
-        Who sees what arrives.
+        Is called with the bytes that arrive.
     received, sent : int
         How much has arrived, and has been sent [bytes].
     timeout, send_timeout : float
-        Longest wait for data, and for room to send [s].
+        Longest wait for data, and for sending [s].
     deadline, message_deadline : float
         When receiving as a whole, and receiving the present message, is to be over, on the monotonic clock [s].
     """
@@ -63,7 +63,7 @@ class SocketStream(io.RawIOBase):
             _prepare_tcp(sock)
 
     def readable(self) -> bool:
-        """Yes: `io.BufferedReader` asks."""
+        """True: `io.BufferedReader` asks."""
         return True
 
     def begin_message(self) -> None:
@@ -148,7 +148,7 @@ class SocketStream(io.RawIOBase):
 
 
 def _prepare_tcp(sock: socket.socket) -> None:
-    """Send small messages at once, and notice when the other machine is gone without a word."""
+    """Send small messages at once, and notice when the other machine has failed without closing the connection."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (

@@ -1,7 +1,7 @@
 """Files of streams: their names in a folder, and which process may convert or remove one.
 
 Any number of processes may look for streams in a folder. Its writer or converter holds a lock on it, the claim, until
-it is written, or until the MRD file has its name and the stream is gone.
+it is written, or until the MRD file has its name and the stream is removed.
 """
 
 import contextlib
@@ -22,8 +22,9 @@ if sys.platform != "win32":  # which refuses to rename a file that is open: that
 logger = logging.getLogger(__name__)
 
 STREAM_SUFFIX = ".mrdpart"
+RECORDER = Path(__file__).resolve().parent.parent / "recorder.py"  # the command that puts streams into MRD files
 
-# What is saved is patients' data: not for everybody on this machine to read.
+# Recordings are patients' data: not readable for everybody on this machine.
 FILE_MODE, FOLDER_MODE = 0o640, 0o750
 
 
@@ -176,7 +177,7 @@ def create_claimed(folder: Path, stem: str) -> tuple[BinaryIO, io.FileIO]:
 
 
 def remove_stream(path: Path) -> bool:
-    """Remove a stream; returns False where it is left alone, since somebody writes or converts it, or it is gone.
+    """Remove a stream; returns False if it does not exist, or a process writes or converts it.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""One session from its first byte to its last, and what the server needs for many of them."""
+"""One session from its first byte to its last, and the limits and services for many sessions."""

@@ -1,7 +1,7 @@
 """Has recordings turned into MRD files, one after the other, by one process that lives as long as the server.
 
-The process is ``python recorder.py --follow``. It starts with the first recording that ends. Should it die (HDF5 may
-crash on a full disk), the next recording starts another one, and the stream that it died of is kept.
+The process is ``python recorder.py --follow``. It starts with the first recording that ends. If it crashes (HDF5 may
+do so on a full disk), the next recording starts another one, and the stream that it was converting is kept.
 """
 
 import contextlib
@@ -21,8 +21,6 @@ from mrdio.limits import Limits, as_arguments
 from mrdio.logs import current_session
 
 logger = logging.getLogger(__name__)
-
-COMMAND = Path(__file__).resolve().parent.parent / "recorder.py"
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Converter:
     Parameters
     ----------
     limits : Limits, optional
-        Limits on the messages, and on the room that is left on the disk.
+        Limits on the messages, and on the disk space that is left free.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -64,7 +62,7 @@ class Converter:
         self._thread = threading.Thread(target=self._run, name="converter", daemon=True)
 
     def start(self) -> None:
-        """Begin with what has been, or will be, handed in."""
+        """Begin to convert."""
         self._thread.start()
 
     def convert(self, path: Path, session: str | None = None) -> threading.Event:
@@ -108,7 +106,7 @@ class Converter:
             self._changed.wait_for(lambda: not self._jobs and self._now is None, wait)
 
     def close(self) -> None:
-        """End, without waiting for it, when what has been handed in is done."""
+        """End when all jobs are done, without waiting for that."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -160,13 +158,13 @@ class Converter:
             logger.error("%s is not converted now, it is kept as it is: %s", path, error, extra=_line(job))
 
     def _hand_over(self, job: Job, path: Path) -> None:
-        """Have the process convert a stream, and log what it says meanwhile."""
+        """Have the process convert a stream, and log its lines meanwhile."""
         process = self._running()
         if process is None:
             return
         assert process.stdin is not None  # pipes, as asked for
         assert process.stdout is not None
-        token = secrets.token_hex(8)  # unknown to the file, which could make a library print it
+        token = secrets.token_hex(8)  # not known to the file, which could otherwise make a library print it
         with contextlib.suppress(BrokenPipeError):  # it has just died
             process.stdin.write(json.dumps([str(path), token]) + "\n")
             process.stdin.flush()
@@ -187,7 +185,7 @@ class Converter:
         with self._changed:
             if self._process is None and not self._stopped:
                 self._process = subprocess.Popen(
-                    [sys.executable, str(COMMAND), "--follow", "--log-json",
+                    [sys.executable, str(streamfiles.RECORDER), "--follow", "--log-json",
                      *as_arguments(self._limits, *conversion.CONVERSION_LIMITS)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,

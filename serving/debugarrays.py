@@ -40,13 +40,13 @@ class DebugArrays:
     def save(self, name: str, array: Any) -> None:
         """Write an array, numbered in the order of the calls.
 
-        A look at the data must never end a reconstruction: what cannot be written (a full disk, objects instead of
-        numbers) is logged.
+        An array that cannot be written (a full disk, objects instead of numbers) is logged, and never ends a
+        reconstruction.
 
         Parameters
         ----------
         name : str
-            What to call it; anything but letters, digits, ``-`` and ``_`` becomes ``_``.
+            Its name; anything but letters, digits, ``-`` and ``_`` becomes ``_``.
         array : array_like
             Any shape and type of numbers, also on a GPU.
         """

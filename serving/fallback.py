@@ -1,12 +1,12 @@
-"""When a reconstruction fails: simple images of what came in, so that the operator sees that data was there.
+"""Fallback images when a reconstruction fails: simple images of the data, to show that data came in.
 
 While a session has sent no image yet, the newest of its messages are kept, bounded in bytes. When its module fails, the
-client gets the error, and then, of what was kept: what the module's own ``fallback(items, metadata)`` makes, or else
+client gets the error, and then images of the kept messages: by the module's own ``fallback(items, metadata)``, or else
 
 - of images: the images as they came;
 - of readouts of a sequence whose metafile is found: per slice the root sum of squares of the density-weighted gridding
   of all arms;
-- of Cartesian readouts: the root sum of squares of the Fourier transform of what there is.
+- of Cartesian readouts: the root sum of squares of the Fourier transform of the lines that came.
 
 They are marked in their attributes, and have series of their own.
 """
@@ -27,7 +27,7 @@ from recon.mrdencoding import encoding_of, is_imaging
 
 logger = logging.getLogger(__name__)
 
-# What a message takes besides its arrays: measured 0.9 kB for a readout, and a place in the queue [bytes].
+# Memory of a message besides its arrays: measured 0.9 kB for a readout, and a place in the queue [bytes].
 OVERHEAD = 1024
 
 SERIES = 900  # added to the series of fallback images
@@ -70,7 +70,7 @@ class Kept:
         return (item for item, _ in self._items)
 
     def add(self, item: Any) -> None:
-        """Keep a readout, waveform or image, and forget the oldest ones that there is no more room for."""
+        """Keep a readout, waveform or image, and drop the oldest ones above the limit."""
         self.taken += 1
         size = item.data.nbytes + OVERHEAD
         if isinstance(item, ismrmrd.Acquisition):
@@ -116,14 +116,14 @@ def _copy_of(image: ismrmrd.Image) -> ismrmrd.Image:
 def send(connection: Any, kept: Kept, metadata: Any, reason: str, own: OwnFallback | None = None) -> int:
     """Send simple images in place of those that a module did not make, and tell the client that they are.
 
-    What goes wrong here is logged, and told to the client in one line.
+    Errors here are logged, and told to the client in one line.
 
     Parameters
     ----------
     connection : Connection
         Of the session.
     kept : Kept
-        What came in.
+        Messages that came in.
     metadata : ismrmrd.xsd.ismrmrdHeader or str
         The header.
     reason : str
@@ -207,12 +207,12 @@ def marked(image: ismrmrd.Image, how: str, reason: str) -> ismrmrd.Image:
 
 
 def by_content(kept: Kept, metadata: Any) -> tuple[str, Iterator[ismrmrd.Image]]:
-    """Make images of what came in; returns the way, in words, and the images.
+    """Make images of the kept messages; returns the method, in words, and the images.
 
     Raises
     ------
     ValueError
-        Nothing can be made of it; says why.
+        No image can be made of them; says why.
     """
     from recon import trajectory
 

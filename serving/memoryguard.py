@@ -1,8 +1,8 @@
-"""Memory of the server and its sessions: what happens before the system ends the server.
+"""Limits on the memory of the server and its sessions, so that the system does not end the server.
 
-What a session in a process of its own uses is known: the memory of its process and the programs it runs, and a share of
-what these share with others. `MemoryGuard` ends the one that uses too much. What one of several threads uses is
-not known; `MemoryGauge` says when there is no memory for further ones.
+The memory of a session in a process of its own is known: that of its process and the programs it runs, with their part
+of shared memory. `MemoryGuard` ends the session that uses too much. The memory of one of several threads is not known;
+`MemoryGauge` tells when there is none for further ones.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from serving.workers import BREAK_OFF_WAIT, Worker
 
 logger = logging.getLogger(__name__)
 
-# How often is looked [s].
+# Interval of the measurements [s].
 PERIOD = 0.5
 
-# What the server may use, of what the machine or the container has, unless it is told.
+# Part of the memory of the machine, or the container, that the server may use by default.
 SHARE = 0.8
 
 # How long the memory of a session that has been ended may take to go, before a further one is ended [s].
@@ -91,7 +91,7 @@ class ProcessTree:
         return found
 
     def portion(self, pid: int) -> int:
-        """Memory of a process and what it has started, and their share of what they share with others [bytes]."""
+        """Memory of a process and all that it has started, with their part of shared memory [bytes]."""
         return sum(map(self._exact, self.below(pid)))
 
     def whole(self) -> int:
@@ -107,7 +107,7 @@ class ProcessTree:
 
 
 class MemoryGuard(threading.Thread):
-    """Looks at the memory of the server and of its sessions in processes, and ends a session that uses too much.
+    """Measures the memory of the server and of its sessions in processes, and ends a session that uses too much.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ class MemoryGuard(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Look again and again, also when that has failed: there may be no file descriptors left for a while."""
+        """Measure again and again, also after a failure: there may be no file descriptors left for a while."""
         import psutil  # as above
 
         failing = False
@@ -164,7 +164,7 @@ class MemoryGuard(threading.Thread):
             self._end(worker, f"the server uses {_mib(whole)}, more than it may, {limit}, and {share}")
 
     def _used(self, tree: ProcessTree, pid: int) -> int:
-        """Memory of a session's process: what it shares counts only as long as that makes no difference."""
+        """Memory of a session's process: shared memory counts only as long as that makes no difference."""
         resident = sum(tree.resident[each] for each in tree.below(pid))
         return tree.portion(pid) if resident > (self._session_most or self._most) else resident
 
@@ -190,7 +190,7 @@ def default_memory() -> int:
 
 
 def _give_back() -> None:
-    """Have the C library return what has been freed to the system; it keeps it otherwise, and it would be counted."""
+    """Have the C library return freed memory to the system; otherwise it keeps it, and the memory is counted."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # other C libraries have no such thing
         trim(0)

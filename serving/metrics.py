@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
 DURATIONS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)  # upper ends of the histogram [s]
-CONNECTIONS = 8  # Prometheus has one; some more are people who look
+CONNECTIONS = 8  # Prometheus has one; some more are for browsers
 SILENCE = 5.0  # of a connection [s]
 PAUSE = 0.1  # until a connection that could not be accepted is tried again [s]
 KINDS = ("readouts", "waveforms", "images")

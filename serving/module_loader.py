@@ -72,8 +72,8 @@ class ModuleLoader:
     def load(self, name: str) -> Process | None:
         """``process`` of a module as it is on disk now, or None if there is no such module.
 
-        A file that has changed since it was last loaded is loaded anew; sessions that run keep what they have. What the
-        module imports is imported once, as everywhere in Python.
+        A file that has changed since it was last loaded is loaded anew; running sessions keep the version that they
+        have. Files that the module imports are imported once, as usual in Python.
 
         Raises
         ------
@@ -127,7 +127,7 @@ def _defines_process(body: Iterable[ast.stmt]) -> bool:
 
 
 def _execute(name: str, path: Path, source: bytes) -> types.ModuleType:
-    """Run a module's source under a name of its own, so that a file ``json.py`` cannot stand in for the library.
+    """Run a module's source under a name of its own, so that a file ``json.py`` cannot replace the library.
 
     The source is compiled here: Python's bytecode cache compares whole seconds and would miss a quick edit.
     """

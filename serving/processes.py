@@ -1,4 +1,4 @@
-"""Ends processes with all that was started in them: what modules leave behind does not outlive the server."""
+"""Ends processes with all that was started in them: processes and threads that modules leave end with the server."""
 
 import atexit
 import contextlib
@@ -9,7 +9,7 @@ import threading
 from multiprocessing import forkserver, resource_tracker
 from typing import NoReturn
 
-# How long what is registered for the end of the interpreter may take [s]: a module's own may never end.
+# How long functions registered for the end of the interpreter may take [s]: those of a module may never end.
 LAST_STEPS = 3.0
 
 
@@ -43,7 +43,7 @@ def leave(status: int) -> NoReturn:
     """End this process at once, with all that modules have started in it.
 
     Python itself would wait without an end for threads, and for children of `multiprocessing` that are no daemons.
-    What has been registered for the end of the interpreter runs before: temporary folders go, and so does BART.
+    Functions registered for the end of the interpreter run before: they remove temporary folders and end BART.
     """
     for child in multiprocessing.active_children():
         child.kill()

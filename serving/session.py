@@ -58,13 +58,13 @@ class SessionOptions:
     convert : bool
         Whether a recording becomes an MRD file when its session ends; else it stays the stream that it is.
     limits : Limits
-        What a session may use.
+        Limits of a session.
     dependency_folder : Path or None
         Where measurements are kept that later scans depend on; None: `DEPENDENCIES` beside `save_folder`.
     debug_folder : Path or None
         Where modules' intermediate arrays are written, if anywhere.
     fallback_memory : int
-        How much of what comes in is kept for a fallback image, should the module fail [bytes]; 0: no fallback images.
+        Memory for messages that are kept for fallback images, in case the module fails [bytes]; 0: no fallback images.
     """
 
     default_config: str = "invertcontrast"
@@ -89,7 +89,7 @@ class ConfigurationRefused(MrdError, ValueError):
 
 
 def discard(connection: Iterable[Any], config: Any, metadata: Any) -> None:
-    """Take everything and make nothing of it: the built-in modules ``null`` and ``savedataonly``."""
+    """Receive everything and send nothing: the built-in modules ``null`` and ``savedataonly``."""
     for _ in connection:
         pass
 
@@ -107,7 +107,7 @@ class Session:
     name : str
         Name of the session in log lines and recordings.
     options : SessionOptions
-        What the command line settled.
+        Settings from the command line.
     loader : ModuleLoader
         Where modules come from.
     peer : str
@@ -120,7 +120,7 @@ class Session:
     Attributes
     ----------
     summary : SessionSummary
-        What the session has come to so far.
+        Outcome of the session so far.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Session:
         self.summary = SessionSummary(name, peer)
 
     def run(self) -> None:
-        """Serve the peer. Whatever happens is reported to it and logged, and ends with CLOSE and a closed socket."""
+        """Serve the peer. All errors are reported to it and logged; the session ends with CLOSE and a closed socket."""
         connection = self._connection
         outside = current_session()
         enter_session(self.name)
@@ -173,7 +173,7 @@ class Session:
                 self.summary.seconds = time.monotonic() - self._start
 
     def interrupt(self, reason: str) -> None:
-        """End the session from another thread: tell the peer why, and break off what waits for it."""
+        """End the session from another thread: tell the peer why, and end all waits for it."""
         if not self._connection.has_ended:
             self.summary.end(Outcome.INTERRUPTED, reason)
             self.summary.errors += 1
@@ -184,7 +184,7 @@ class Session:
         self._end()
 
     def _fail(self, error: BaseException) -> None:
-        """Log what ended the session early, and tell the client."""
+        """Log the error that ended the session early, and tell the client."""
         if isinstance(error, MrdError):
             gone = isinstance(error, StreamBroken) or not self._connection.can_send
             logger.log(logging.WARNING if gone else logging.ERROR, "%s", error)
@@ -266,7 +266,7 @@ class Session:
         process(connection, config.content if parameters is None else parameters, metadata)
 
     def _receive_config(self) -> Message | None:
-        """First message of the session; None when the peer had nothing to ask for."""
+        """First message of the session; None when the peer sent none."""
         if self._connection.peek_mrd_message_identifier() is None:
             self._module = "a connection without data"
             return None
@@ -289,11 +289,11 @@ class Session:
         return parse_header(message.content, self._options.limits.header)
 
     def _prepare(self, config: str, metadata: Any) -> None:
-        """Give the module that the config names a chance to set up before the first data come, if it wants one.
+        """Let the module that the config names prepare before the first data come, if it has a function for that.
 
-        A module may define ``prepare(config, metadata)`` for this. Between header and first readout a scanner takes its
-        time, which compiling and reading tables can use. JSON parameters may still name another module, and whatever
-        goes wrong here goes wrong again in ``process``, which reports it.
+        A module may define ``prepare(config, metadata)`` for this. Between header and first readout a scanner pauses;
+        compiling and reading tables can use that time. JSON parameters may still name another module. An error here
+        occurs again in ``process``, which reports it.
         """
         try:
             prepare = _part_of_module(self._find(_name_in(config)), "prepare")
@@ -334,13 +334,13 @@ class Session:
         return process
 
     def _find(self, name: str) -> Process | None:
-        self._module = repr(name[:100]).strip("'")  # for log lines, which a name must not be able to forge
+        self._module = repr(name[:100]).strip("'")  # for log lines, which a name must not be able to imitate
         if name in CONFIGS:
             return self._keep_dependency
         return BUILT_IN.get(name) or self._loader.load(name)
 
     def _keep_dependency(self, connection: Connection, config: Any, metadata: Any) -> None:
-        """Keep what comes for scans that depend on it, and send no image: the built-in module ``savedep``."""
+        """Keep the data for scans that depend on them, and send no image: the built-in module ``savedep``."""
         measurement, count = self._options.dependencies.keep(connection, metadata)
         if count:
             connection.info(f"{count} readouts, waveforms and images are kept as the measurement {measurement}")
@@ -372,7 +372,7 @@ class Session:
         connection.mrdFilePath = str(self._recorder.stream_path)
 
     def _tell_missing(self, kind: str, reason: str) -> None:
-        """Tell the client, and mark the images, when what the scan depends on is not there."""
+        """Tell the client, and mark the images, when a measurement that the scan depends on is not there."""
         self._connection.missing_dependencies[kind] = reason
         self._connection.warn(f"the scan depends on a measurement ({kind}) that is missing: {reason}")
 

@@ -1,4 +1,4 @@
-"""Outcome of one session: the line that ends it in the log, and what metrics count."""
+"""Outcome of one session: its last line in the log, and the numbers that metrics count."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
-LONGEST_WORD = 200  # of what came from outside, in a line [characters]
+LONGEST_WORD = 200  # of a text from outside, in a line [characters]
 
 
 class Outcome(StrEnum):
@@ -32,17 +32,17 @@ class SessionSummary:
     peer : str
         Address and port of the client.
     config : str
-        What the client asked for.
+        Config that the client asked for.
     module : str
-        What ran.
+        Module that ran.
     outcome : Outcome
         How it ended.
     reason : str
         Why, unless it was completed.
     received_readouts, received_waveforms, received_images, received_bytes : int
-        What came.
+        Numbers of messages, and bytes, received.
     sent_readouts, sent_waveforms, sent_images, sent_bytes : int
-        What went; images include the fallback ones.
+        Numbers of messages, and bytes, sent; images include fallback images.
     fallback_images : int
         Simple images that were sent in place of those that the module did not make.
     errors : int
@@ -108,5 +108,5 @@ class SessionSummary:
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """Make it of what `to_json` gave."""
+        """Make a summary from the text that `to_json` gave."""
         return cls(**json.loads(text))

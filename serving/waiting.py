@@ -1,7 +1,7 @@
-"""Connections that are not served: those that wait for a place, and those that were refused.
+"""Connections that are not served: those that wait in the queue, and those that were refused.
 
-All of it happens in the thread that accepts connections, and nothing in it waits. What a waiting client has sent lies
-in the system's buffers until its session begins.
+All of it happens in the thread that accepts connections, and nothing in it blocks. Data of a waiting client stay in the
+system's buffers until its session begins.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from serving.summary import Outcome, SessionSummary
 
 logger = logging.getLogger(__name__)
 
-# How often those that wait are told so [s]; a client that has hung up is noticed by this at the latest.
+# How often waiting clients are told so [s]; a client that has disconnected is noticed by this at the latest.
 NOTICE = 5.0
 
 # How long, and for how many bytes and how many clients, what a refused client sends is still taken: a socket that is
@@ -33,7 +33,7 @@ MAX_CLOSING = 128
 
 @dataclass
 class Pending:
-    """A connection that has been accepted: its socket, the name of its session, and who is there."""
+    """A connection that has been accepted: its socket, the name of its session, and the address of the peer."""
 
     sock: socket.socket
     name: str
@@ -115,11 +115,11 @@ class WaitingQueue:
             self._closing.popleft().sock.close()
 
     def look(self, running: int) -> None:
-        """Tell those that wait; drop those that have hung up or waited too long; let go those that were refused."""
+        """Tell waiting clients; drop those that have disconnected or waited too long; close those that were refused."""
         now, most = time.monotonic(), self._limits.waiting_time
         for pending in list(self.queue):
             if _has_hung_up(pending.sock):
-                self._note(pending, Outcome.CLIENT_GONE, "the client hung up while it waited for a place")
+                self._note(pending, Outcome.CLIENT_GONE, "the client disconnected while it waited for a place")
                 pending.sock.close()
             elif now - pending.since > most:
                 time_limit = f"{most:g} s ({flag_of('waiting_time')})"
@@ -147,7 +147,7 @@ class WaitingQueue:
             pending.told_place, pending.told_at = place, now
             left = max(0.0, pending.since + self._limits.waiting_time - now)
             text = f"{running} sessions are served: you are number {place} of those that wait, for {left:.0f} s more"
-            # What does not go out whole cannot be told from what comes next; then `look` finds the connection broken.
+            # A line that is cut short cannot be told from the next one; then `look` finds the connection broken.
             if not pending.tell(MRD_LOGGING_INFO, text):
                 with contextlib.suppress(OSError):
                     pending.sock.shutdown(socket.SHUT_RDWR)

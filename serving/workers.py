@@ -44,7 +44,7 @@ class Worker(Protocol):
     sentinel: int | None
 
     def start(self) -> None:
-        """Begin; OSError or RuntimeError if there is no room for a further thread or process."""
+        """Begin; OSError or RuntimeError if no further thread or process can be made."""
 
     def is_over(self) -> bool:
         """True if the session has ended; what its module has left in its process may go on."""
@@ -68,7 +68,7 @@ class Worker(Protocol):
         """Summary of the session, unless it has reported that by itself; called when the session has ended."""
 
     def release(self) -> None:
-        """Let go of it; called once, when it runs no longer and has been reported."""
+        """Release its resources; called once, when it has ended and has been reported."""
 
 
 class ThreadWorker(threading.Thread):
@@ -172,7 +172,7 @@ class ProcessWorker:
         Raises
         ------
         OSError
-            If there is no room for one.
+            If no further process can be made.
         """
         try:
             with _ONE_ASKS:
@@ -287,7 +287,7 @@ def warm_up_processes() -> None:
     """Start the helper that processes branch off, so that the first connection does not wait for it."""
     context = _process_context()
     if context.get_start_method() == "forkserver":
-        # All that the command line's file imports, or each process would import it again: a third of its time.
+        # All that the command line's file imports, or each process would import it again.
         context.set_forkserver_preload(["main"])
         from multiprocessing import forkserver
 

@@ -9,13 +9,13 @@ multipliers u_d; both are kept in one array v_d = u_d + the latest D_d x, becaus
 at weight_d / penalty_d, and u_d = v_d - z_d. One iteration:
 
 1. v_d <- v_d + a (D_d x - soft(v_d)),      with over-relaxation a,
-2. r = E^H (y - E x) + sum penalty_d D_d^H (2 soft(v_d) - v_d - D_d x),  the way down for x, z and u held fixed,
+2. r = E^H (y - E x) + sum penalty_d D_d^H (2 soft(v_d) - v_d - D_d x), the descent direction for x, z and u held fixed,
 3. s = P r, with P the inverse of "diagonal of E^H E in k-space + sum penalty_d D_d^H D_d": both are diagonal after
    Fourier transforms of the frames and the transform of the series of frames to the eigenvectors of D_d^H D_d,
-4. x <- x + t s, with the t that goes farthest down.
+4. x <- x + t s, with the t that minimises the objective along s.
 
 Only step 4 needs E^H E, once, for s: that is most of the time. The gradient and the data term follow from it without
-another look at the data. Everything else works pixel by pixel in time, on blocks of pixels that stay in a cache.
+another use of the data. Everything else works pixel by pixel in time, on blocks of pixels that stay in a cache.
 
 References: Boyd et al., Found Trends Mach Learn 2011;3:1, doi 10.1561/2200000016 (ADMM, over-relaxation); Ramani,
 Fessler, IEEE Trans Med Imaging 2011;30:694, doi 10.1109/TMI.2010.2093536 (ADMM for coil arrays, inexact and
@@ -53,7 +53,7 @@ class Term:
     weight
         Its weight.
     penalty
-        Of the distance between D x and its copy: how fast the two are drawn together.
+        Of the distance between D x and its copy: how fast the two approach each other.
     """
 
     difference: Difference
@@ -62,7 +62,7 @@ class Term:
 
 
 def soft(values: Any, threshold: float) -> Any:
-    """Draw complex values towards zero by `threshold`; those below it become zero."""
+    """Soft threshold: reduce magnitudes of complex values by `threshold`; those below it become zero."""
     xp = array_module(values)
     magnitude, smallest = xp.abs(values), xp.float32(np.finfo(np.float32).tiny)  # that spares a division by zero
     return values * (xp.maximum(magnitude - xp.float32(threshold), 0) / xp.maximum(magnitude, smallest))
@@ -132,7 +132,7 @@ class KSpaceInverse:
     frames
         Lengths of these axes.
     team
-        Who works on it.
+        Threads that work on it.
     batch
         Frames that are transformed at once.
     """
@@ -194,7 +194,7 @@ def blocks(series: Any) -> list[slice]:
 
 
 class TemporalAdmm:
-    """The algorithm at work; see the top of this file.
+    """State of the algorithm, see the top of this file.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ class TemporalAdmm:
     data_term
         1/2 ||E x - y||^2 for them.
     team
-        Who works on it.
+        Threads that work on it.
 
     Attributes
     ----------
@@ -255,7 +255,7 @@ class TemporalAdmm:
         self._descend(length)
 
     def _descend(self, length: float) -> None:
-        """Take a step of this length, let v_d follow, and find the next way down."""
+        """Take a step of this length, update v_d, and find the next descent direction."""
         parts = blocks(self._images)
         norms = np.zeros(len(parts))
         step = np.float32(length)

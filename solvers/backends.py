@@ -1,9 +1,9 @@
-"""The backend of the iterative reconstructions, native or BART, and what both have in common.
+"""The backend of the iterative reconstructions, native or BART, and code that both share.
 
 A backend is a solver object with the same few methods: `coil_maps`, `weight_over_time`, `memory_needed` and
 `reconstruct`. It takes parts of a scan, each a set of frames that are reconstructed together, and tells the client how
-far it is; through that it also ends when the client is gone. `Reporter` says which part it is, and how long the
-whole scan will still take.
+far it is; through that it also ends when the client has disconnected. `Reporter` says which part it is, and how long
+the whole scan will still take.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 LAMBDA_FRAMES = 48  # see `NativeSolver.weight_over_time`
 
 
-# --- Our own ----------------------------------------------------------------------------------------------------------
+# --- Native -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class NativeSolver:
         return -1 if self.scheduler else self.gpu_device
 
     def coil_maps(self, readouts: Readouts) -> NDArray[np.complex64]:
-        """Coil maps by an nlinv of our own, see `calibration`."""
+        """Coil maps by nlinv, see `calibration`."""
         return calibration.coil_maps(readouts)
 
     def weight_over_time(self, reg_lambda: float, frames: int, parts: int) -> float:
@@ -68,7 +68,7 @@ class NativeSolver:
 
         BART multiplies lambda with the frames of a part, as its norm is joint over them: it grows with their square
         root only. Here each difference counts by itself, and the best weight, 0.008 for the phantom, is the same for
-        16, 48 and 144 frames (``python benchmarks/temporal_weight.py``). Lambda therefore means what it means to BART
+        16, 48 and 144 frames (``python benchmarks/temporal_weight.py``). Lambda therefore means the same as in BART
         for 48 frames; for more, BART smooths more.
         """
         return reg_lambda * LAMBDA_FRAMES
@@ -97,8 +97,8 @@ def reconstruct_part(job: tuple[Part, int], report: Callable[..., Any]) -> NDArr
     job
         The part, and the GPU to use (-1: the CPU).
     report
-        Called with how far it is, and the time left [s] or None, at least every two seconds; what it raises ends the
-        work.
+        Called with how far it is, and the time left [s] or None, at least every two seconds; an exception that it
+        raises ends the work.
 
     Returns
     -------

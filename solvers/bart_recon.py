@@ -1,6 +1,6 @@
 """Iterative spiral reconstruction through BART: coil maps by `nlinv`, frames by `pics`.
 
-Arrays have C order here, [frame, ..., arm, sample]; BART sees them through `cfl.on_axes`, without copies. Images
+Arrays have C order here, [frame, ..., arm, sample]; BART gets them through `cfl.on_axes`, without copies. Images
 are [..., row, column] in the scanner's orientation: BART is given -k, and so pixel (row, col) shows the object at
 x = -(col - N // 2), y = -(row - N // 2) pixels, for even and odd N alike.
 
@@ -145,8 +145,8 @@ class BartSolver:
     ) -> int:
         """Memory that BART takes for a part, its files on the RAM disk included [bytes]; `columns` does not matter.
 
-        Measured for 24 and 48 frames, 64 x 64 and 128 x 128, 4 and 8 coils, 7 and 20 arms, 700 and 1500 samples, with
-        BART 0.8 on the CPU: 10 to 25 MiB, 19 images and 9 per coil for each frame, twice the samples.
+        An estimate from BART 0.8 on the CPU, for 24 and 48 frames, 4 and 8 coils, 7 and 20 arms: a constant, 19 images
+        and 9 per coil for each frame, twice the samples.
         """
         count = math.prod(frames)
         images, data = 8 * matrix**2 * count, 8 * arms * samples * count

@@ -10,10 +10,8 @@ and alpha is halved from step to step. So the image forms first, then finer and 
 of steps decides how much noise goes into them. F is the non-uniform Fourier transform; only F^H F is needed, a
 convolution.
 
-How the choice was made: ``python benchmarks/coil_maps.py`` (``doc/benchmarks.md``), against maps from images of low
-resolution, ESPIRiT of SigPy, and nlinv of BART.
-
-ESPIRiT is as good, but slower, and needs k-space that is fully sampled.
+``python benchmarks/coil_maps.py`` (``doc/benchmarks.md``) compares it with maps from images of low resolution, ESPIRiT
+of SigPy, and nlinv of BART. ESPIRiT is as good, but slower, and needs k-space that is fully sampled.
 
 Reference: Uecker et al., Magn Reson Med 2008;60:674, doi 10.1002/mrm.21691.
 """
@@ -77,7 +75,7 @@ def coil_maps(readouts: Readouts) -> NDArray[np.complex64]:
     Raises
     ------
     DataError
-        There is nothing in the centre of k-space.
+        The centre of k-space is empty.
     """
     start = time.perf_counter()
     maps = nlinv(*central_samples(readouts))
@@ -143,7 +141,7 @@ class _Model:
         return self._fft.ifft2(self._kernel * padded)[:, : self.size, : self.size]
 
     def derivative_adjoint(self, image: NDArray, maps: NDArray, coil_images: NDArray) -> NDArray:
-        """Adjoint of the product's derivative: what a change of the coil images says about the unknowns."""
+        """Adjoint of the product's derivative: from a change of the coil images to one of the unknowns."""
         along_image = (maps.conj() * coil_images).sum(axis=0)
         return np.concatenate([along_image.ravel(), self.spectra(image.conj() * coil_images).ravel()])
 

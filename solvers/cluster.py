@@ -46,9 +46,9 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 CONNECT_WAIT = 10.0  # for the scheduler to answer, and for a first worker [s]
-SIGN_OF_LIFE = 2.0  # so often at least the client is told something, and notices that it is gone [s]
+REPORT_INTERVAL = 2.0  # so often at least the client is told something; sending fails when it has disconnected [s]
 WORKERS_WAIT = 60.0  # how long a cluster may be without workers, or out of reach [s]
-SILENCE = 300.0  # how long a part that is being worked on may say nothing [s]; the solver speaks every 2 s
+SILENCE = 300.0  # how long a part that is being worked on may report nothing [s]; the solver reports every 2 s
 
 _SAME_FILES = (
     'scheduler and workers need the files of this server: start them as "python -m dask ..." in a folder like its own'
@@ -56,7 +56,7 @@ _SAME_FILES = (
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot be used, or did not do the work; the text says what to look at."""
+    """The cluster cannot be used, or did not do the work; the text says what to check."""
 
 
 def run(
@@ -72,10 +72,10 @@ def run(
     function
         Called as ``function(part, report)``; for a cluster, defined at the top of a module that workers can import.
     parts
-        Its arguments, picklable for a cluster; taken as there is room for them.
+        Its arguments, picklable for a cluster; taken one by one, as workers become free.
     report
         Called as ``report(text, left, number=number)`` with the time left for a part [s] or None, and the number of the
-        part from 1; what it raises ends the work, on the workers too.
+        part from 1; an exception that it raises ends the work, on the workers too.
     scheduler
         Address of a Dask scheduler, such as ``tcp://host:8786``; empty: this process.
 
@@ -84,7 +84,7 @@ def run(
     ClusterError
         The scheduler does not answer, has no workers, or lost too many of them.
     Exception
-        What the function raised, or `report`.
+        Of the function, or of `report`.
     """
     if scheduler:
         yield from _run_on_cluster(function, parts, report, scheduler)
@@ -94,7 +94,7 @@ def run(
 
 
 def check(scheduler: str) -> None:
-    """See that a scheduler answers.
+    """Check that a scheduler answers.
 
     Raises
     ------
@@ -122,8 +122,8 @@ def _run_on_cluster(
         watch = _Watch(client, scheduler, reports, report)
         try:
             for awaited in itertools.count(1):
-                room = len(watch.workers()) + 1 - len(waiting)
-                for number, part in itertools.islice(numbered, max(room, 0)):
+                free = len(watch.workers()) + 1 - len(waiting)
+                for number, part in itertools.islice(numbered, max(free, 0)):
                     # As bytes, the scheduler keeps them without looking into them.
                     work = pickle.dumps((function, part), protocol=pickle.HIGHEST_PROTOCOL)
                     waiting.append(client.submit(_work, work, name, number, key=f"{name}-{number}", pure=False))
@@ -155,7 +155,7 @@ def _result(future: distributed.Future) -> Any:
 
 
 class _Watch:
-    """Waits for parts, passes on what they report, and notices when nothing more can come."""
+    """Waits for parts, passes on their reports, and notices when no more can come."""
 
     def __init__(
         self, client: distributed.Client, scheduler: str, reports: queue.SimpleQueue, report: Callable[..., Any]
@@ -175,7 +175,7 @@ class _Watch:
         Raises
         ------
         ClusterError
-            Workers or scheduler are gone for too long, or the part is worked on, but says nothing more.
+            Workers or scheduler are out of reach for too long, or a part that is worked on reports nothing more.
         """
         self._heard = time.monotonic()
         while not future.done():
@@ -186,7 +186,7 @@ class _Watch:
             else:
                 self._heard = time.monotonic()
                 self._tell(*report)
-        if future.status == "cancelled":  # the client's own word for a scheduler that left
+        if future.status == "cancelled":  # Dask's status when the scheduler has left
             raise ClusterError(f"the scheduler {self._scheduler} has dropped the work: was it restarted?")
 
     def _tell(self, text: str, left: float | None, number: int) -> None:
@@ -201,11 +201,11 @@ class _Watch:
             lost = "has no workers" if self._client.status == "running" else "is out of reach"
             raise ClusterError(f"the scheduler {self._scheduler} {lost} for {WORKERS_WAIT:g} s")
         if now - self._heard > SILENCE:
-            # A part that waits for its turn behind other sessions' parts may be silent.
+            # A part that waits behind other sessions' parts may report nothing.
             if any(future.key in keys for keys in self._client.processing().values()):
                 raise ClusterError(f"part {future.key} has said nothing for {SILENCE:g} s: does its worker hang?")
             self._heard = now
-        if now - self._spoke > SIGN_OF_LIFE:
+        if now - self._spoke > REPORT_INTERVAL:
             self._tell(f"waiting for the cluster {self._scheduler}, {workers} workers", None, number)
 
 

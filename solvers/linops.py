@@ -80,7 +80,7 @@ class Encoding:
     maps
         complex64 [coil, row, column], where the backend works.
     team
-        Who works on the frames.
+        Threads that work on the frames.
     backend
         Of the CPU or the GPU; None: the CPU.
 
@@ -103,7 +103,7 @@ class Encoding:
         self._arms, self._columns = distinct_arms(coordinates, weights > 0)
         if not len(self._arms):
             raise ValueError("no arm has a weight above 0")
-        self._unit = np.float32(1 / np.sqrt(np.prod(self.shape)))  # makes a unitary transform of it
+        self._unit = np.float32(1 / np.sqrt(np.prod(self.shape)))  # so that the transform is unitary
 
     def used(self, frame: int) -> NDArray[np.intp]:
         """Arms of a frame that count."""
@@ -130,7 +130,7 @@ class Encoding:
         samples
             [frame, arm, coil, sample].
         mixing
-            [coil, coil of the samples]: what makes the coils of the maps of those of the samples; None: they are those.
+            [coil, coil of the samples]: from the coils of the samples to those of the maps; None: they are the same.
         """
         images = self._backend.xp.empty((len(samples), *self.shape), np.complex64)
         plan = Plan(self._arms, self.shape, self.team, self._backend)
@@ -206,10 +206,10 @@ class Plan:
     shape
         Of the images (rows, columns).
     team, backend
-        Who works on it, and where.
+        Threads that work on it, and where.
     """
 
-    PART = 16  # arms, some 20 ms of work
+    PART = 16  # arms that a thread plans at once
 
     def __init__(self, arms: NDArray[Any], shape: tuple[int, int], team: Team, backend: ArrayBackend) -> None:
         self._parts: dict[int, ArmPlan] = {}

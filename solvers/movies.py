@@ -61,14 +61,14 @@ class Movie:
         return [frame for frame in frames if frame - kept.start >= UNSTEADY_FRAMES] or frames
 
     def parts(self, maps: NDArray[Any], scale: float, weight: float, iterations: int) -> Iterator[Part]:
-        """Yield what a solver needs for each chunk.
+        """Yield the input of a solver for each chunk.
 
         Parameters
         ----------
         maps
             [coil, row, column].
         scale
-            What the samples are divided by.
+            Divisor of the samples.
         weight
             Of the differences from frame to frame.
         iterations
@@ -91,7 +91,7 @@ class Movie:
             )
 
     def head(self, frame: int, tr: float | None) -> ismrmrd.AcquisitionHeader:
-        """Header that stands for a frame: that of its middle readout, with the time at which the frame begins.
+        """Header of a frame: that of its middle readout, with the time at which the frame begins.
 
         Time stamps of single readouts are good to a tick; counted from the slice's first by TR [s], frames are evenly
         spaced, and stay so where readouts were lost, or belong to other slices.
@@ -116,7 +116,7 @@ def divide(
     tell: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> list[Movie]:
-    """Divide slices into frames, and those into chunks, where there are data; the client is told what will be made.
+    """Divide slices into frames, and those into chunks, where there are data; the client is told how many.
 
     Parameters
     ----------

@@ -6,15 +6,15 @@ Minimised is, over the frames x,
 
 E: coil maps and non-uniform Fourier transform of each frame's own arms (`linops.Encoding`); y: the samples over their
 scale, so that weights mean the same for every scan, and the same as with BART; D_d: difference to the next frame along
-axis d, its norm the sum of magnitudes over all pixels and frames. What is done:
+axis d, its norm the sum of magnitudes over all pixels and frames. Steps:
 
 1. The coils are replaced by as few combinations of them as keep 99.9 % of the energy (`conditioning`).
-2. Everything that is known about the arms goes into one kernel for each frame (`toeplitz`), all that is known about the
-   samples into E^H y: from here on the work does not depend on how many arms a frame has.
-3. All frames start from the one image that fits them best: what is left for the iterations is what moves.
+2. One kernel for each frame holds all about its arms (`toeplitz`), E^H y all about the samples: from here on the work
+   does not depend on how many arms a frame has.
+3. All frames start from the static image that fits them best: only the changes are left for the iterations.
 4. ADMM with one preconditioned step per iteration (`admm`).
 
-What it costs and gives, against BART: ``python benchmarks/native.py``.
+``python benchmarks/native.py`` compares time and error with those of BART.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ def reconstruct(
     iterations
         At most.
     scale
-        What the samples are divided by before the weights are applied; None: as BART estimates it, see `robust_scale`,
+        Divisor of the samples before the weights are applied; None: as BART estimates it, see `robust_scale`,
         from all frames.
     weights
         Of each arm in the data term [*frames, arm]; arms of weight 0 do not exist. None: all are 1.
     tolerance
         The iteration ends when the objective changes by less than this fraction three times in a row.
     progress
-        Called about once a second from the calling thread; what it raises ends the work and passes through.
+        Called about once a second from the calling thread; an exception that it raises ends the work and is passed on.
     gpu_device
         GPU to use, through CuPy; -1 for the CPU.
     start
@@ -243,7 +243,7 @@ def _check(
     samples: NDArray[Any], coordinates: NDArray[Any], maps: NDArray[Any], penalties: Sequence[Penalty],
     start: NDArray[Any] | None, scale: float | None,
 ) -> None:  # fmt: skip
-    """Refuse what does not fit together; `Encoding` and `arm_weights` see to the coordinates and the weights."""
+    """Refuse arrays that do not fit together; `Encoding` and `arm_weights` check the coordinates and the weights."""
     frames = samples.shape[:-3]
     if samples.ndim < 4 or samples.size == 0:
         raise ValueError(f"samples are {samples.shape}, expected ([*frames], arms, coils, samples), and some")

@@ -19,7 +19,7 @@ from solvers.native_recon import Penalty
 
 @dataclass(frozen=True)
 class IterativeReconstruction(SpiralReconstruction):
-    """Table [reconstruction]: what both iterative reconstructions take besides."""
+    """Table [reconstruction]: settings that both iterative reconstructions share."""
 
     backend: str = parameter(
         "auto",
@@ -40,7 +40,7 @@ class IterativeReconstruction(SpiralReconstruction):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Frames that are reconstructed together: all that a solver needs, wherever it runs.
+    """Frames that are reconstructed together: the whole input of a solver, on any machine.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Part:
     columns
         How many different arms there are.
     scale
-        What the samples are divided by; None: the solver finds it.
+        Divisor of the samples; None: the solver finds it.
     weights
         [*frames, arm], 0 for arms that only fill up; None: all count.
     """
@@ -104,10 +104,10 @@ class Solver(Protocol):
 
 
 class Reporter:
-    """Tells the client how far a solver is; through this, the solver also ends when the client is gone.
+    """Tells the client how far a solver is; through this, the solver also ends when the client has disconnected.
 
-    `report` passes on what the solver says, `check` sends the time elapsed while it says nothing. Once the
-    session is over, because the client is gone or the server is being stopped, sending raises, which ends the work.
+    `report` passes on the solver's reports, `check` sends the time elapsed while there are none. Once the session is
+    over, because the client has disconnected or the server is being stopped, sending raises, which ends the work.
 
     The time left is that of the present part, as the solver estimates it, and that of the parts that have not begun:
     each is taken to need as long as those that have begun, on average.
@@ -148,7 +148,7 @@ class Reporter:
         Parameters
         ----------
         text
-            In the solver's words.
+            The solver's report.
         left
             Time that the part will still take [s]; None: the solver cannot tell.
         number

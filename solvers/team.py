@@ -18,7 +18,7 @@ PULSE = 0.5  # [s] between two calls of `pulse` at most, as long as there is wor
 
 
 def nothing() -> None:
-    """Do nothing: the pulse of those who need none."""
+    """Do nothing: the default of `pulse`."""
 
 
 def processors() -> int:

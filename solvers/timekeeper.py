@@ -19,7 +19,7 @@ class Progress:
     iteration, iterations
         Iterations done, and at most to do.
     objective
-        Value of what is minimised; None before the first iteration.
+        Value of the objective; None before the first iteration.
     elapsed, remaining
         Time since the start, and the estimate of what is still to come [s]; None before the first iteration.
     """

@@ -11,12 +11,12 @@ conjugate: the even and the odd frequencies of the long transform. In two dimens
 
     E^H W E x = sum over coils c and four phases p of  conj(m_c p) F^-1 Q_p F (m_c p x),
 
-with transforms F of the image's own size, in a cache's reach, and nothing computed that is thrown away. The Q_p, the
-Fourier transform of h dealt out to the four phases, are real numbers, as the weights are.
+with transforms F of the image's own size, which fit into a cache, and without padding. The Q_p, the
+Fourier transform of h divided among the four phases, are real numbers, as the weights are.
 
 References: Wajer, Pruessmann, Proc. ISMRM 2001, 767, and Fessler et al., IEEE Trans Signal Process 2005;53:3393, doi
 10.1109/TSP.2005.853152 (the normal operator as a convolution). T. Chan, SIAM J Sci Stat Comput 1988;9:766, doi
-10.1137/0909051 (the best circulant, for which the diagonal in k-space stands).
+10.1137/0909051 (the best circulant, here as the diagonal in k-space).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def transform_size(pixels: int) -> int:
 
 
 def kernel(spread: Any) -> Any:
-    """Return what the frequencies of one frame are multiplied by.
+    """Return the factors of the frequencies of one frame.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class ToeplitzNormal:
     maps
         complex64 [coil, row, column], a NumPy or a CuPy array as the kernels.
     team
-        Who works on the frames.
+        Threads that work on the frames.
     batch
         Frames that are transformed at once: one for the CPU, whose caches are small, many for a GPU.
     """

@@ -1,4 +1,4 @@
-"""Fourier transforms of one piece of memory, in place, over and over: what an iteration spends its time in.
+"""Fourier transforms of one buffer, in place, again and again: most of the time of an iteration.
 
 On the CPU by FFTW where `pyfftw <https://github.com/pyFFTW/pyFFTW>`_ is installed, which is optional for its licence
 (``requirements-fftw.txt``), else by SciPy; on a GPU by CuPy.
@@ -90,7 +90,7 @@ def _pyfftw() -> Any:
     try:
         import pyfftw
     except ImportError:
-        logger.info("pyfftw is not installed: iterative reconstructions take about 1.6 times as long without it")
+        logger.info("pyfftw is not installed: iterative reconstructions are faster with it")
         return None
     return pyfftw
 

@@ -11,7 +11,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 FLOORS = (  # each imports from those before it and from its own
     {"constants", "recon.arrays", "serving.processes"},
     {"mrdio"},
-    {"connection", "mrdhelper", "coils", "GIRF", "bart_tools"},
+    {"connection", "mrdhelper", "coils", "GIRF", "bart_tools", "mrdio.clientsession"},
     {"recon"},
     {"solvers"},
     {"serving"},

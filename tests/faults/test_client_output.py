@@ -174,7 +174,7 @@ class Run:
         if self.part() is None:
             return
         found = self.in_stream()
-        command = [sys.executable, PROJECT / "outputfile.py", self.part(), "-o", self.output, "-G", "run"]
+        command = [sys.executable, PROJECT / "recorder.py", self.part(), "-o", self.output, "-G", "run"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert self.in_output() == found, done.stderr
 

@@ -5,16 +5,18 @@ import sys
 
 import pytest
 
-from tools import soak
-from tools.soak import MIB, Client, Report, Run
+from tools import soak, soakfigures
+from tools.soakclients import Client, Report
+from tools.soakfigures import AT_REST, MIB, Run
+from tools.soakscans import TR, make_scans
 
-REST = {"time": 0.0, "memory": 100 * MIB, "helpers": 20 * MIB, **dict.fromkeys(soak.AT_REST, 4)}
+REST = {"time": 0.0, "memory": 100 * MIB, "helpers": 20 * MIB, **dict.fromkeys(AT_REST, 4)}
 
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scans")
-    soak.make_scans(folder)
+    make_scans(folder)
     return folder
 
 
@@ -101,7 +103,7 @@ def test_latency_is_that_from_the_last_readout(hold, module):
     path = module(f"{TAKE_ALL}; connection.send_image([{IMAGE} for _ in range(11)])")
     report = hold("simplenufft1arm", path)
     assert report.problem == ""
-    seconds = 170 * soak.TR  # from the first frame's last readout to the scan's
+    seconds = 170 * TR  # from the first frame's last readout to the scan's
     assert report.latencies[0] > 0.9 * seconds
     assert all(one > other for one, other in zip(report.latencies, report.latencies[1:], strict=False))
 
@@ -115,29 +117,31 @@ def run_of(samples, reports=(), **after):
 
 def test_steady_figures_are_no_problem():
     wavy = [REST | {"memory": (100 + number % 7) * MIB, "threads": 5 + number % 3} for number in range(100)]
-    assert soak.judge(run_of(wavy, [Report("null", "none"), Report("null", "cut")])) == []
+    assert soakfigures.judge(run_of(wavy, [Report("null", "none"), Report("null", "cut")])) == []
 
 
 def test_growing_memory_is_a_problem():
     growing = [REST | {"memory": (100 + number) * MIB} for number in range(100)]
-    assert soak.judge(run_of(growing)) == ["the server's memory has grown from 137 to 187 MiB"]
+    assert soakfigures.judge(run_of(growing)) == ["the server's memory has grown from 137 to 187 MiB"]
 
 
 def test_memory_that_helpers_keep_is_a_problem():
-    assert soak.judge(run_of([REST], helpers=60 * MIB)) == ["its helpers' memory was 20 before, and 60 MiB after"]
+    assert soakfigures.judge(run_of([REST], helpers=60 * MIB)) == [
+        "its helpers' memory was 20 before, and 60 MiB after"
+    ]
 
 
-@pytest.mark.parametrize("name", soak.AT_REST)
+@pytest.mark.parametrize("name", AT_REST)
 def test_what_is_not_back_is_a_problem(name):
-    assert soak.judge(run_of([REST], **{name: 5})) == [f"at rest there were 4 {name} before, and 5 after"]
+    assert soakfigures.judge(run_of([REST], **{name: 5})) == [f"at rest there were 4 {name} before, and 5 after"]
 
 
 def test_wrong_sessions_are_counted():
     wrong = [Report("null", "none", "no CLOSE"), Report("null", "none", "no CLOSE"), Report("simplefft", "cut", "odd")]
     run = run_of([REST], wrong)
-    run.problems = soak.judge(run)
+    run.problems = soakfigures.judge(run)
     assert run.problems == ["2 x null, none: no CLOSE", "1 x simplefft, cut: odd"]
-    text = soak.summary(run)
+    text = soakfigures.summary(run)
     assert "| **ended in any other way** | **3** |" in text
     assert "PROBLEM: 2 x null, none: no CLOSE" in text
 
@@ -146,11 +150,11 @@ def test_unreadable_recordings_are_a_problem(tmp_path):
     (tmp_path / "torn.h5").write_bytes(b"no HDF5")
     (tmp_path / "to_come.h5").touch()
     (tmp_path / "odd.mrd.broken").touch()
-    keeper = soak.Keeper(tmp_path)
-    keeper.empty()
+    check = soak.RecordingCheck(tmp_path)
+    check.empty()
     assert [path.name for path in tmp_path.iterdir()] == ["to_come.h5"]
-    assert len(keeper.problems) == 2
-    assert keeper.opened == 1
+    assert len(check.problems) == 2
+    assert check.opened == 1
 
 
 @pytest.mark.parametrize(
@@ -167,7 +171,7 @@ def test_unreadable_recordings_are_a_problem(tmp_path):
     ],
 )
 def test_recordings_are_compared_with_what_was_sent(tmp_path, report, counts, problem):
-    keeper = soak.Keeper(tmp_path)
-    keeper.found["p"] = counts
-    problems = keeper.compare([report])
+    check = soak.RecordingCheck(tmp_path)
+    check.found["p"] = counts
+    problems = check.compare([report])
     assert problems == [] if not problem else problems[0].startswith(problem)

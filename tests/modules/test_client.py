@@ -26,6 +26,7 @@ from conftest import (
     write_module,
     write_mrd_file,
 )
+from mrdio import clientsession
 from mrdio.h5groups import MrdFileError
 from mrdio.mrdfile import MrdReader
 
@@ -229,7 +230,7 @@ def test_server_messages_are_logged_by_severity(raw, peer_server, caplog):
     caplog.set_level(logging.DEBUG)
     peer = peer_server("INFO     all is well", "WARNING  mind the gap", "DEBUG    detail", "no severity")
     assert run(raw, peer).errors == []
-    said = {record.getMessage(): record.levelname for record in caplog.records if record.name == "client"}
+    said = {record.getMessage(): record.levelname for record in caplog.records if record.name == "mrdio.clientsession"}
     assert said["server: all is well"] == "INFO"
     assert said["server: mind the gap"] == "WARNING"
     assert said["server: detail"] == "DEBUG"
@@ -271,7 +272,7 @@ def test_refused_connection_is_tried_again_until_the_server_is_there(raw, tmp_pa
 
 
 def test_nobody_listening_is_an_error(raw, monkeypatch):
-    monkeypatch.setattr(client, "CONNECT_PATIENCE", 0.1)
+    monkeypatch.setattr(clientsession, "CONNECT_PATIENCE", 0.1)
     with pytest.raises(client.ClientError, match="no server answers at localhost:1"):
         client.run(client.ClientOptions(raw, port=1))
 

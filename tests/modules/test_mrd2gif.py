@@ -15,6 +15,7 @@ from PIL import Image, ImageSequence
 import mrd2dicom
 import mrd2gif
 import mrdhelper
+from mrdio import pictures
 from mrdio.mrdfile import MrdWriter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -519,7 +520,7 @@ def long_series(tmp_path_factory):
 def test_memory_is_that_of_what_is_shown(long_series, tmp_path, monkeypatch, options):
     """The pixels of the file are 26 MB; shown are a film of 0.5 million pixels, or one picture of 6.5 million."""
     monkeypatch.setattr(mrd2gif, "FILM_PX", 2**19)
-    monkeypatch.setattr(mrd2gif, "WINDOW_SAMPLES", 2**16)
+    monkeypatch.setattr(pictures, "WINDOW_SAMPLES", 2**16)
     tracemalloc.start()
     try:
         (written,) = mrd2gif.convert(long_series, folder=tmp_path, **options)

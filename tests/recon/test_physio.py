@@ -1,14 +1,14 @@
 """Triggers and bins against a heart and a breath whose phases are known in closed form."""
 
-import logging
 from itertools import pairwise
 
 import ismrmrd
 import numpy as np
 import pytest
 
-from recon import physio
-from recon.physio import ECG, NO_BIN, PILOT_TONE, PhysioError
+from recon import physio, physiobins
+from recon.physio import ECG, PILOT_TONE, PhysioError
+from recon.physiobins import NO_BIN
 
 TR = 5.7413e-3  # [s]
 START = 36000.0013  # [s] since midnight, off the raster of ticks
@@ -213,7 +213,7 @@ def test_missing_and_unusable_waveforms_are_named():
 def test_ecg_bins(raster, interval, n_bins, length):
     beat_times = beats()
     waveforms = ecg(beat_times, interval, length=length)[::-1]
-    found = physio.cardiac_bins(physio.cardiac_triggers(waveforms, "ecg", raster, delay=0.3), raster.size, n_bins)
+    found = physiobins.cardiac_bins(physio.cardiac_triggers(waveforms, "ecg", raster, delay=0.3), raster.size, n_bins)
     truth = true_cardiac_bins(beat_times, n_bins)
     assert np.mean(truth >= 0) > 0.7
     right = np.mean(found[truth >= 0] == truth[truth >= 0])
@@ -231,7 +231,7 @@ def test_pilot_tone_bins(raster, source, delay, length):
     beat_times = beats()
     waveforms = pilot_tone(beat_times, delay, length=length)[::-1]
     late = delay if source == "pilottone" else 2 * delay
-    found = physio.cardiac_bins(physio.cardiac_triggers(waveforms, source, raster, late), raster.size, 8)
+    found = physiobins.cardiac_bins(physio.cardiac_triggers(waveforms, source, raster, late), raster.size, 8)
     truth = true_cardiac_bins(beat_times, 8)
     within = (truth >= 0) & (times() < times()[-1] - late)  # triggers after the last readout are not known
     # a delay that is no whole number of TR moves some triggers by one readout
@@ -243,55 +243,9 @@ def test_lost_readouts_do_not_move_the_bins():
     keep = np.setdiff1d(np.arange(READOUTS), np.random.default_rng(3).integers(1, READOUTS - 1, 300))
     raster = physio.readout_raster(ticks(times())[keep], keep)
     for waveforms in (pilot_tone(beat_times), pilot_tone(beat_times, first=-40, n=READOUTS + 100, length=500)):
-        found = physio.cardiac_bins(physio.pilot_tone_triggers(waveforms, raster), raster.size, 8)[raster.index]
+        found = physiobins.cardiac_bins(physio.pilot_tone_triggers(waveforms, raster), raster.size, 8)[raster.index]
         truth = true_cardiac_bins(beat_times, 8)[keep]
         assert np.mean(found == truth) >= 0.99
-
-
-def test_bins_are_whole_readouts_within_the_shortest_beat():
-    bins = physio.cardiac_bins(np.array([3, 53, 93]), 110, 5)  # shortest beat 40: 36 readouts, 5 bins of 7
-    expected = np.full(110, -1)
-    for trigger in (3, 53, 93):
-        expected[trigger : trigger + 35] = np.repeat(np.arange(5), 7)[: 110 - trigger]
-    assert np.array_equal(bins, expected)
-    before = physio.cardiac_bins(np.array([-10, 40]), 50, 3)
-    assert list(before[:6]) == [0, 0, 0, 0, 0, 1]  # a beat that began before the scan
-
-
-@pytest.mark.parametrize("where", [0.2, 0.3, 0.5, 0.7, 0.8])
-def test_double_triggers_do_not_shrink_the_beats(where):
-    rng = np.random.default_rng(4)
-    true = np.cumsum(rng.integers(130, 160, 60))
-    doubled = np.sort(np.concatenate((true, (true[5:50:9] + where * np.diff(true)[5:50:9]).astype(int))))
-    assert np.array_equal(physio.without_double_triggers(doubled), true)
-    assert np.array_equal(physio.cardiac_bins(doubled, 9000, 8), physio.cardiac_bins(true, 9000, 8))
-
-
-@pytest.mark.parametrize("where", [0.03, 0.97])
-def test_of_two_triggers_close_together_one_stays(where):
-    true = np.cumsum(np.random.default_rng(4).integers(130, 160, 60))
-    doubled = np.sort(np.concatenate((true, (true[5:50:9] + where * np.diff(true)[5:50:9]).astype(int))))
-    found = physio.without_double_triggers(doubled)
-    assert np.abs(found - true).max() <= 5
-
-
-def test_two_spurious_triggers_in_one_beat_and_at_the_ends():
-    true = 100 * np.arange(1, 20)
-    assert np.array_equal(physio.without_double_triggers(np.sort([*true, 530, 560])), true)
-    assert np.array_equal(physio.without_double_triggers(np.sort([*true, 90, 1920])), true)
-
-
-def test_natural_variation_is_kept():
-    true = np.cumsum([100, 80, 120, 75, 110, 65, 100, 130])
-    assert np.array_equal(physio.without_double_triggers(true), true)
-
-
-def test_a_missed_trigger_leaves_a_part_of_no_bin():
-    true = 100 * np.arange(20)
-    bins = physio.cardiac_bins(np.delete(true, 7), 2000, 9)
-    full = physio.cardiac_bins(true, 2000, 9)
-    assert np.all(bins[700:800] == NO_BIN)
-    assert np.array_equal(np.delete(bins, np.s_[700:800]), np.delete(full, np.s_[700:800]))
 
 
 def test_trigger_pulses_of_several_samples_count_once(raster):
@@ -317,9 +271,9 @@ def test_cardiac_errors_say_what_is_missing(raster):
     with pytest.raises(PhysioError, match="one of ecg, pilottone, pilottone_derivative, not 'finger'"):
         physio.cardiac_triggers([], "finger", raster)
     with pytest.raises(PhysioError, match="10 readouts, too few for 12 cardiac bins"):
-        physio.cardiac_bins(np.arange(0, 100, 10), 100, 12)
+        physiobins.cardiac_bins(np.arange(0, 100, 10), 100, 12)
     with pytest.raises(PhysioError, match="from 1 triggers"):
-        physio.cardiac_bins(np.array([4, 4]), 100, 2)
+        physiobins.cardiac_bins(np.array([4, 4]), 100, 2)
 
 
 # --- respiratory
@@ -327,7 +281,7 @@ def test_cardiac_errors_say_what_is_missing(raster):
 @pytest.mark.parametrize("length", [None, 100])
 def test_cyclic_respiratory_bins(raster, n_bins, length):
     amplitude = physio.respiration(pilot_tone(beats(), length=length)[::-1], raster)
-    found = physio.respiratory_bins(amplitude, n_bins, 0.0, raster.tr)
+    found = physiobins.respiratory_bins(amplitude, n_bins, 0.0, raster.tr)
     truth = true_respiratory_bins(times(), n_bins)
     assert found.min() >= 0
     if n_bins == 1:
@@ -343,15 +297,15 @@ def test_the_slope_withstands_noise(raster):
     clean = physio.respiration(pilot_tone(beats()), raster)
     noisy = physio.respiration(pilot_tone(beats(), noise=0.1), raster)
     amplitude_only = np.abs(np.sin(2 * np.pi * breath_phase(times()))) > 0.3  # away from the turning points
-    rising = physio.respiratory_bins(noisy, 2, 0.0, raster.tr) == 0
-    true = physio.respiratory_bins(clean, 2, 0.0, raster.tr) == 0
+    rising = physiobins.respiratory_bins(noisy, 2, 0.0, raster.tr) == 0
+    true = physiobins.respiratory_bins(clean, 2, 0.0, raster.tr) == 0
     assert np.array_equal(rising[amplitude_only], true[amplitude_only])
     assert np.mean(rising == true) > 0.98
 
 
 def test_extremes_are_discarded(raster):
     amplitude = physio.respiration(pilot_tone(beats()), raster)
-    bins = physio.respiratory_bins(amplitude, 6, 0.1, raster.tr)
+    bins = physiobins.respiratory_bins(amplitude, 6, 0.1, raster.tr)
     out = bins == NO_BIN
     assert np.mean(out) == pytest.approx(0.1, abs=0.002)
     assert np.mean(out & (amplitude > 0)) == pytest.approx(0.05, abs=0.002)
@@ -361,7 +315,7 @@ def test_extremes_are_discarded(raster):
 def test_slots_without_amplitude_have_no_bin(raster):
     cut = pilot_tone(beats(), length=100)
     amplitude = physio.respiration([*cut[:10], *cut[12:-3]], raster)
-    bins = physio.respiratory_bins(amplitude, 8, 0.0, raster.tr)
+    bins = physiobins.respiratory_bins(amplitude, 8, 0.0, raster.tr)
     assert np.array_equal(np.isnan(amplitude), bins == NO_BIN)
     assert np.count_nonzero(bins == NO_BIN) == pytest.approx(500, abs=6)
     truth = true_respiratory_bins(times(), 8)
@@ -374,61 +328,14 @@ def test_respiratory_errors_say_what_is_missing(raster):
     with pytest.raises(PhysioError, match="do not overlap"):
         physio.respiration(packets(PILOT_TONE, np.ones((5, 9)), START + 100, TR), raster)
     with pytest.raises(PhysioError, match="only rises: not one breath"):
-        physio.respiratory_bins(np.arange(50.0), 4, 0.0, TR)
+        physiobins.respiratory_bins(np.arange(50.0), 4, 0.0, TR)
     with pytest.raises(PhysioError, match="is flat"):
-        physio.respiratory_bins(np.ones(50), 4, 0.0, TR)
+        physiobins.respiratory_bins(np.ones(50), 4, 0.0, TR)
     with pytest.raises(PhysioError, match="no readout has"):
-        physio.respiratory_bins(np.full(50, np.nan), 4, 0.0, TR)
+        physiobins.respiratory_bins(np.full(50, np.nan), 4, 0.0, TR)
     for n_bins, discard in ((0, 0), (4, 1), (4, -0.1), (4, np.nan)):
         with pytest.raises(PhysioError, match="respiratory bins"):
-            physio.respiratory_bins(np.arange(50.0), n_bins, discard, TR)
-
-
-# --- choosing readouts
-@pytest.mark.parametrize(
-    ("pre", "post", "kept"), [(0, 0, (0, 100)), (1, 0, (10, 100)), (0, 1, (0, 90)), (0.31, 0.29, (4, 97))]
-)
-def test_arm_discard(pre, post, kept):
-    keep = physio.arm_discard(pre, post, 0.1, 100)
-    assert np.array_equal(np.flatnonzero(keep), np.arange(*kept))
-
-
-@pytest.mark.parametrize(("pre", "post"), [(5, 5), (0, 10), (-1, 0), (np.nan, 0)])
-def test_arm_discard_leaves_something(pre, post):
-    with pytest.raises(PhysioError, match=r"nothing is left|times from 0 on"):
-        physio.arm_discard(pre, post, 0.1, 100)
-
-
-RESPIRATORY = np.array([0, 0, 1, 1, -1, 0, 1, 0, 1, 0])
-CARDIAC = np.array([0, 1, 0, 1, 0, -1, 0, 0, 1, 0])
-
-
-def test_filling_pads_with_weight_zero():
-    table = physio.bin_table(RESPIRATORY, CARDIAC, 2, 2, fill_small_bins=True)
-    assert table.counts.tolist() == [[3, 1], [2, 2]]
-    assert table.weights.tolist() == [[[1, 1, 1], [1, 0, 0]], [[1, 1, 0], [1, 1, 0]]]
-    assert table.readouts[0, 0].tolist() == [0, 7, 9]
-    assert table.readouts[1, 1, :2].tolist() == [3, 8]
-    assert np.all((table.readouts >= 0) & (table.readouts < 10))
-
-
-def test_cropping_to_the_smallest():
-    table = physio.bin_table(RESPIRATORY, CARDIAC, 2, 2, fill_small_bins=False)
-    assert table.readouts.tolist() == [[[0], [1]], [[2], [3]]]
-    assert np.all(table.weights == 1)
-
-
-def test_empty_bins_are_named(caplog):
-    with pytest.raises(PhysioError, match=r"bin \(respiratory 0, cardiac 2\), \(respiratory 1, cardiac 2\): use fewer"):
-        physio.bin_table(RESPIRATORY, CARDIAC, 2, 3, fill_small_bins=False)
-    with caplog.at_level(logging.WARNING):
-        table = physio.bin_table(RESPIRATORY, CARDIAC, 2, 3, fill_small_bins=True)
-    assert np.all(table.weights[:, 2] == 0)
-    assert "(respiratory 0, cardiac 2)" in caplog.text
-    with pytest.raises(PhysioError, match="none of 4 readouts"):
-        physio.bin_table(np.full(4, -1), np.zeros(4), 2, 2, fill_small_bins=True)
-    with pytest.raises(PhysioError, match="and 47 more"):
-        physio.bin_table(RESPIRATORY, CARDIAC, 7, 8, fill_small_bins=False)
+            physiobins.respiratory_bins(np.arange(50.0), n_bins, discard, TR)
 
 
 def test_what_is_odd_is_told_to_whoever_asked():

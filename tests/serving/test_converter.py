@@ -11,7 +11,6 @@ import threading
 import pytest
 from ismrmrd.serialization import ConfigFile
 
-import serving.converter
 from conftest import PATIENCE, bytes_of, make_acquisition, make_header, write_module
 from mrdio import conversion, streamfiles
 from mrdio.limits import Limits
@@ -30,7 +29,7 @@ def write_stream(folder, session):
 def replace_recorder(monkeypatch, folder, source):
     """Have another program convert, which gets the same command line."""
     path = write_module(folder, "stand_in", textwrap.dedent(source))
-    monkeypatch.setattr(serving.converter, "COMMAND", path)
+    monkeypatch.setattr(streamfiles, "RECORDER", path)
 
 
 def hold(peer, *items):
@@ -115,7 +114,7 @@ def test_stream_that_crashes_the_process_is_kept_and_the_next_is_converted(conve
     """HDF5 may crash on a full disk; the server must not."""
     crashing = f"""
         import os, sys
-        sys.path.insert(0, {str(serving.converter.COMMAND.parent)!r})
+        sys.path.insert(0, {str(streamfiles.RECORDER.parent)!r})
         import recorder
         convert = recorder.convert_stream
         recorder.convert_stream = lambda path, limits: os.abort() if "bad" in path.name else convert(path, limits)
@@ -242,7 +241,7 @@ def test_process_ends_with_a_server_that_is_killed(tmp_path):
     """It reads until there is nobody any more who writes."""
     reading, writing = os.pipe()
     pid = os.posix_spawn(
-        sys.executable, [sys.executable, str(serving.converter.COMMAND), "--follow"], os.environ,
+        sys.executable, [sys.executable, str(streamfiles.RECORDER), "--follow"], os.environ,
         file_actions=[(os.POSIX_SPAWN_DUP2, reading, 0)],
     )  # fmt: skip
     os.close(reading)

@@ -27,13 +27,12 @@ from conftest import (
     write_module,
 )
 from constants import MessageId
-from mrdio import conversion, recordings
+from mrdio import conversion, recordings, streamfiles
 from mrdio.conversion import convert_stream, finish_leftovers, protocol_name
 from mrdio.limits import MIB, Limits
 from mrdio.mrdfile import MrdReader
 from mrdio.recordings import Recorder
 from server_process import wait_until
-from serving import converter
 from serving.converter import Converter
 
 
@@ -323,7 +322,7 @@ def test_header_cannot_forge_log_lines_of_the_conversion(tmp_path, caplog, monke
 def test_stopping_does_not_wait_for_a_conversion(server, connect, tmp_path, monkeypatch, caplog):
     slow = tmp_path / "slow.py"
     slow.write_text("import time\ntime.sleep(600)\n")
-    monkeypatch.setattr(converter, "COMMAND", slow)
+    monkeypatch.setattr(streamfiles, "RECORDER", slow)
     monkeypatch.setattr("server.BREAK_OFF_WAIT", 0.2)
     running = server(save_data=True, save_folder=tmp_path / "kept", server_options={"grace": 0.1})
     hold(connect(running.address), ConfigFile("null"), make_header(), make_acquisition())

@@ -121,8 +121,8 @@ def test_who_hangs_up_loses_the_place(busy, connect, caplog, monkeypatch, has_se
     assert "number 2 of" in next_text(staying)
     gone.close()
     while "number 1 of" not in next_text(staying):
-        assert "hung up while it waited" not in caplog.text
-    assert "hung up while it waited" in caplog.text
+        assert "disconnected while it waited" not in caplog.text
+    assert "disconnected while it waited" in caplog.text
     open_session(staying, 2)
     first.send_close()
     assert staying.receive()[-1] == "finished 2"

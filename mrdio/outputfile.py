@@ -3,16 +3,15 @@
 The file beside is an ISMRMRD stream that is only appended to (``out.part-<date>-<time>-<letters>.mrd`` for ``out.h5``).
 Whatever ends the client, its whole messages can be read: `mrdsource` and the ``ismrmrd`` package do so, and
 
-    python outputfile.py out.part-20261125-134417-x7k2m1qa.mrd -o out.h5 -G dataset
+    python recorder.py out.part-20261125-134417-x7k2m1qa.mrd -o out.h5 -G dataset
 
 puts them into a group of the output. The output itself is never written to. A copy of it gets the new group, and takes
 its place in one step, so that at any time the output is either the earlier file or the whole new one.
 
-This runs in a process of its own: HDF5 may crash when a write fails where the disk still reports room (a file size
-limit, a quota), and would take the client with it.
+This runs in a process of its own: HDF5 may crash when a write fails where the disk still reports free space (a file
+size limit, a quota), and would end the client, too.
 """
 
-import argparse
 import contextlib
 import errno
 import io
@@ -26,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from mrdio.codec import StreamBroken, encode, read_messages
 from mrdio.h5groups import MrdFileError, open_mrd
 from mrdio.limits import Limits
 from mrdio.mrdfile import MrdWriter
+from mrdio.streamfiles import RECORDER, is_named
 
 if sys.platform != "win32":  # Windows does not replace a file that is open: nothing is lost, but the step may fail
     import fcntl
@@ -48,7 +47,7 @@ _UNLIMITED = Limits(data=sys.maxsize, text=sys.maxsize, header=sys.maxsize, attr
 
 _COPY_STEP = 1 << 30  # [bytes]
 WRITER_PATIENCE = 1.0  # [s]
-_ERROR = "error: "  # begins the line that says why the command failed
+ERROR = "error: "  # begins the line that says why the command failed
 
 
 class PartFile:
@@ -129,8 +128,8 @@ def check_output(output: Path, group: str) -> None:
     Raises
     ------
     MrdFileError
-        If no file can be made beside it, or it is there and is write-protected, no HDF5 file, or open for writing, or
-        what the group holds leads to another file.
+        If no file can be made beside it; or it exists and is write-protected, is no HDF5 file or is open for writing;
+        or an object in the group leads to another file.
     """
     try:
         handle, name = _make_part(output)
@@ -146,12 +145,15 @@ def check_output(output: Path, group: str) -> None:
 
 def join_command(part: Path, output: Path, group: str) -> str:
     """Command line that puts a stream file into a group of an output file."""
-    script, target = str(Path(__file__).resolve()), str(output.absolute())
-    return shlex.join([sys.executable, script, str(part), "-o", target, f"-G={group}"])
+    return shlex.join(_command(part, output.absolute(), group))
+
+
+def _command(part: Path, output: Path, group: str) -> list[str]:
+    return [sys.executable, str(RECORDER), str(part), "-o", str(output), f"-G={group}"]
 
 
 def join_in_process(part: Path, output: Path, group: str) -> None:
-    """Do as `join` in a process of its own; what it warns of is logged.
+    """Do as `join` in a process of its own; its warnings are logged.
 
     Raises
     ------
@@ -159,7 +161,7 @@ def join_in_process(part: Path, output: Path, group: str) -> None:
         If that fails or crashes. The output is as it was, and the stream is kept.
     """
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).resolve()), str(part), "-o", str(output), f"-G={group}"],
+        _command(part, output, group),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -184,13 +186,13 @@ def join_in_process(part: Path, output: Path, group: str) -> None:
         name = signal.Signals(-process.returncode).name
         raise MrdFileError(f"HDF5 crashed ({name}), as it does when a file size limit or a quota is reached")
     if process.returncode:
-        raise MrdFileError(reason.removeprefix(_ERROR))
+        raise MrdFileError(reason.removeprefix(ERROR))
 
 
 def join(part: Path, output: Path, group: str) -> None:
     """Put the messages of a stream file into a group of an output file, and remove the stream file.
 
-    A message that broke off at the end of the stream is left out, and logged. What the group holds already is kept.
+    A message that broke off at the end of the stream is left out, and logged. Earlier content of the group is kept.
     The group notes the stream's name, size and time, so that a process that is killed before it has removed the stream
     does not lead to the same images twice.
 
@@ -211,7 +213,7 @@ def join(part: Path, output: Path, group: str) -> None:
         was.
     """
     try:
-        stream = io.BufferedReader(_locked(part.resolve(), flags=0))  # one process at a time: nothing is put in twice
+        stream = io.BufferedReader(_locked(part.resolve(), flags=0))  # one process at a time: no run is added twice
     except FileNotFoundError as error:
         raise MrdFileError(f"there is no {part}: it has been put into an output already, or been moved") from error
     with stream:
@@ -232,6 +234,11 @@ def join(part: Path, output: Path, group: str) -> None:
         part.unlink()
 
 
+def reason(error: Exception, output: Path) -> str:
+    """Text of an error of `join` in one line; it names the output, not its unfinished version."""
+    return str(error).replace(str(_unfinished(output.resolve())), str(output)).replace("\n", " ")
+
+
 def _unfinished(output: Path) -> Path:
     return output.with_name(f".{_cut(output.name, 12)}.unfinished")
 
@@ -248,7 +255,7 @@ def _new_version(output: Path) -> Iterator[Path]:
             file.truncate(0)  # a process that was killed may have left something
             if output.exists():
                 earlier = until_replaced.enter_context(output.open("rb", buffering=0))
-                _keep_writers_out(output, earlier)  # what they would write into the earlier file would be lost
+                _keep_writers_out(output, earlier)  # data that they write into the earlier file would be lost
                 _copy(earlier, file)
                 if os.fstat(earlier.fileno()).st_nlink > 1:
                     logger.warning("%s has further names (hard links): under these, the earlier file stays", output)
@@ -277,12 +284,11 @@ def _locked(path: Path, flags: int = os.O_CREAT, wait: bool = True) -> io.FileIO
     """
     while True:
         flags |= os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        handle = os.open(path, flags, 0o666)
-        file = os.fdopen(handle, "r+b", buffering=0)
+        file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         try:
             if sys.platform != "win32":
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if _is_at(path, handle):
+            if is_named(path, file):
                 return file
         except BlockingIOError:
             file.close()
@@ -290,18 +296,11 @@ def _locked(path: Path, flags: int = os.O_CREAT, wait: bool = True) -> io.FileIO
         except OSError as error:
             logger.warning("%s cannot be locked: let no other client write into the same output: %s", path, error)
             return file
-        file.close()  # who had it has put it in place, or removed it
-
-
-def _is_at(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False
+        file.close()  # the process that had the lock has renamed or removed it
 
 
 def _remove_unfinished(output: Path) -> None:
-    """Remove what a process that was killed, or crashed, has left; unless another one has it."""
+    """Remove the unfinished file of a process that was killed, or crashed; unless another one has it."""
     path = _unfinished(output.resolve())
     with contextlib.suppress(OSError), _locked(path, flags=0, wait=False):
         path.unlink()
@@ -319,7 +318,7 @@ def _keep_writers_out(output: Path, file: io.FileIO) -> None:
     while sys.platform != "win32":
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError as error:  # the run before this one gives its lock back just after its last step
+        except BlockingIOError as error:  # the run before this one releases its lock just after its last step
             if time.monotonic() > deadline:
                 raise MrdFileError(f"{output} is open for writing in another program") from error
             time.sleep(0.02)
@@ -336,7 +335,7 @@ def _copy(source: io.FileIO, target: io.FileIO) -> None:
     if hasattr(os, "fchown"):
         with contextlib.suppress(OSError):  # only root may give a file to others
             os.fchown(target.fileno(), facts.st_uid, facts.st_gid)
-        os.fchmod(target.fileno(), facts.st_mode)  # behind the owner: a change of that takes off parts of the mode
+        os.fchmod(target.fileno(), facts.st_mode)  # after the owner: a change of the owner removes parts of the mode
     with contextlib.suppress(OSError, AttributeError):
         while os.copy_file_range(source.fileno(), target.fileno(), _COPY_STEP):
             pass
@@ -350,26 +349,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def main() -> int:
-    """Put a stream file into an output file; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description="Puts what an interrupted run of client.py has left into a group of an MRD .h5 file."
-    )
-    parser.add_argument("part", type=Path, help="stream file that the client has left")
-    parser.add_argument("-o", "--outfile", type=Path, required=True, help="MRD .h5 file; made if it is not there")
-    parser.add_argument("-G", "--out-group", default=str(datetime.now()), help="its group (default: date and time)")
-    arguments = parser.parse_args()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        join(arguments.part, arguments.outfile, arguments.out_group)
-    except Exception as error:  # noqa: BLE001 -- whatever it is, the stream is kept, and the user is told in one line
-        unfinished, final = str(_unfinished(arguments.outfile.resolve())), str(arguments.outfile)
-        print(_ERROR + str(error).replace(unfinished, final).replace("\n", " "), file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 
 import client
+import recorder
 from conftest import bytes_of, header_xml, make_acquisition, make_header, make_image, write_mrd_file
 from constants import MessageId
+from mrdio import clientsession
 from mrdio.h5groups import MrdFileError
 from mrdio.mrdfile import MrdReader
-from outputfile import PartFile, check_output, join, join_command, join_in_process
+from mrdio.outputfile import PartFile, check_output, join, join_command, join_in_process
 from server_process import PROJECT
 
 
@@ -240,7 +242,7 @@ def test_warnings_of_the_process_that_joins_are_logged(output, caplog):
 def test_a_session_that_cannot_begin_touches_nothing(output, monkeypatch, tmp_path):
     before = output.read_bytes(), output.stat().st_mtime_ns
     raw = write_mrd_file(tmp_path / "raw.h5", [make_acquisition(0)], xml=header_xml())
-    monkeypatch.setattr(client, "CONNECT_PATIENCE", 0.1)
+    monkeypatch.setattr(clientsession, "CONNECT_PATIENCE", 0.1)
     with pytest.raises(client.ClientError, match="no server answers"):
         client.run(client.ClientOptions(raw, output=output, port=1))
     assert (output.read_bytes(), output.stat().st_mtime_ns) == before
@@ -259,7 +261,7 @@ def test_an_interrupted_run_from_python_says_where_it_is_kept(output, server, mo
     running = server(module_folders=(PROJECT,))
     before = output.read_bytes()
     source = write_mrd_file(tmp_path / "images.h5", [make_image(i) for i in range(4)], xml=header_xml())
-    monkeypatch.setattr(client, "join_in_process", interrupted)
+    monkeypatch.setattr(clientsession, "join_in_process", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         client.run(client.ClientOptions(source, output=output, out_group="run", port=running.port))
     assert output.read_bytes() == before
@@ -267,3 +269,10 @@ def test_an_interrupted_run_from_python_says_where_it_is_kept(output, server, mo
     assert str(part) in caught.value.__notes__[0]
     join(part, output, "run")
     assert len(numbers(output, "run")) == 4
+
+
+def test_the_command_that_joins_needs_the_stream(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recorder.py", "-o", "out.h5"])
+    with pytest.raises(SystemExit, match="2"):
+        recorder.main()
+    assert "-o needs the stream that is to be put into it" in capsys.readouterr().err
