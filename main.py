@@ -3,9 +3,14 @@
 import argparse
 import functools
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
+
+# Before NumPy is loaded. Sessions run side by side, and OpenBLAS's threads wait for each other in turns of the
+# scheduler where others use the processor: a matrix of 336 x 336 may then take seconds.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from mrdio.commandline import log_to, number
 from mrdio.limits import add_limits, flag_of, read_limits

@@ -24,8 +24,8 @@ def run_tool(name, *arguments):
 def reconstruct(server, tmp_path):
     running = server(module_folders=(main.PROJECT_FOLDER,))
 
-    def through_server(path):
-        options = client.ClientOptions(path, port=running.port, config="simplefft", output=tmp_path / "ours.h5")
+    def through_server(path, config="simplefft"):
+        options = client.ClientOptions(path, port=running.port, config=config, output=tmp_path / "ours.h5")
         result = client.run(options)
         assert result.errors == []
         with MrdReader(result.output, result.group) as out:
@@ -63,6 +63,24 @@ def test_accelerated_data_with_calibration_lines_are_handled(reconstruct, tmp_pa
     coil_images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, axes=(2, 3))), axes=(2, 3))
     for image, theirs in zip(images, np.sqrt((np.abs(coil_images[..., 32:96]) ** 2).sum(axis=1)), strict=True):
         assert correlation(image, theirs) >= 0.99999
+
+
+def test_accelerated_data_are_unfolded(reconstruct, tmp_path, caplog):
+    """Interleaved lines, with calibration lines and a noise readout, against the C++ image of all lines."""
+    caplog.set_level("INFO")
+    paths = tmp_path / "accelerated.h5", tmp_path / "full.h5"
+    for path, options in zip(paths, (["-a", 2, "-w", 24, "-C"], ["-r", 1]), strict=True):
+        run_tool("ismrmrd_generate_cartesian_shepp_logan", "-o", path, "-m", 128, "-n", 0.003, *options)
+    run_tool("ismrmrd_recon_cartesian_2d", paths[1])
+    with h5py.File(paths[1]) as file:
+        theirs = np.squeeze(file["dataset/cpp/data"][0])
+    images = reconstruct(paths[0], "cartesian_recon")
+    assert "grappa makes up for the others" in caplog.text
+    assert len(images) == 2
+    for image in images:
+        assert correlation(image, theirs) > 0.998
+    for image in reconstruct(paths[0], "simplefft"):
+        assert correlation(image, theirs) < 0.97
 
 
 @pytest.mark.parametrize(

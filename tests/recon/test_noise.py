@@ -4,6 +4,7 @@ import ismrmrd
 import numpy as np
 import pytest
 
+import coils
 import rtspiral_bart_tvrecon
 import simplenufft1arm
 import spiral_xdgrasp_recon
@@ -74,6 +75,26 @@ def test_whitened_noise_of_correlated_coils_has_the_identity_as_covariance():
     before = covariance_of(np.concatenate([each.data for each in fresh], axis=1))
     assert off.max() < 0.01
     assert np.abs(before / before[0, 0] - np.eye(COILS)).max() > 10
+
+
+def test_signal_to_noise_ratio_rises_as_theory_says():
+    maps = white(np.random.default_rng(3), COILS, 1)
+    signal = 5 * maps * np.ones((1, 40_000))
+    sent = readout(signal + MIXING @ white(np.random.default_rng(4), COILS, 40_000))
+
+    def ratio(samples, weights):
+        weights = weights / np.linalg.norm(weights)
+        combined = coils.combine(samples, weights * np.ones(samples.shape))
+        return abs(combined.mean()) / combined.std()
+
+    pre = noise.Prewhitening(make_header())
+    (whitened,) = [*pre.apply([noise_readout(20_000, seed) for seed in range(10, 20)] + [sent])]
+    gain = ratio(whitened.data, pre.matrix @ maps) / ratio(sent.data, maps)
+    psi = MIXING @ MIXING.conj().T
+    best = (maps.conj().T @ np.linalg.solve(psi, maps)).real.item()  # Roemer 1990
+    plain = np.linalg.norm(maps) ** 4 / (maps.conj().T @ psi @ maps).real.item()
+    assert gain == pytest.approx(np.sqrt(best / plain), rel=0.02)
+    assert gain > 2
 
 
 @pytest.mark.parametrize(("dwell", "flat_part"), [(2.5, None), (10.0, None), (2.5, 0.79), (10.0, 0.79)])
