@@ -8,6 +8,7 @@ import pytest
 from ismrmrd.serialization import ConfigFile
 
 from conftest import PATIENCE, Peer, make_acquisition, make_header, write_module
+from server_process import is_running, wait_until
 
 # Ends by itself when nobody has ended it, so that a test that fails leaves nothing [s].
 FOREVER = 40
@@ -72,8 +73,7 @@ def leave_behind(tmp_path, port, body, ending="pass", helpers=CHILD):
 
 def are_gone(processes):
     """Wait for the end of processes; what is left of one that nobody has asked about does not count."""
-    _, left = psutil.wait_procs(processes, PATIENCE)
-    return all(process.status() == psutil.STATUS_ZOMBIE for process in left)
+    return wait_until(lambda: not any(map(is_running, processes)), PATIENCE)
 
 
 def status_when_all_are_gone(running, left, signum=signal.SIGTERM):
