@@ -165,6 +165,12 @@ def write_module(folder: Path, name: str, source: str) -> Path:
 # ---- leaks ---------------------------------------------------------------------------------------------------------
 
 
+def pytest_collection_finish() -> None:
+    """Set aside what is there before the first test, modules and tests: `no_leaks` would go through it every time."""
+    gc.collect()
+    gc.freeze()
+
+
 def open_sockets() -> set[str]:
     """Sockets that this process has open (empty where the system does not tell)."""
     folder = Path("/proc/self/fd")

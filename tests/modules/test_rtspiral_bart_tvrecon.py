@@ -286,7 +286,7 @@ def scratch(tmp_path, monkeypatch):
     """Folder for all of BART's files, so that what is left behind shows."""
     folder = tmp_path / "scratch"
     folder.mkdir()
-    monkeypatch.setattr(bart_tools, "_roomy_place", lambda needed: str(folder))
+    monkeypatch.setattr(bart_tools, "RAM_DISK", folder)
     return folder
 
 
