@@ -110,7 +110,7 @@ def test_fault_in_one_conversion_does_not_end_those_to_come(converter, tmp_path,
 
     stream = write_stream(tmp_path, "session-1")
     with monkeypatch.context() as patch:
-        patch.setattr("serving.converter._parse", fail)
+        patch.setattr("serving.converter.json.loads", fail)
         assert converter.convert(stream).wait(PATIENCE)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == f"{stream} is not converted now, it is kept as it is: none left"

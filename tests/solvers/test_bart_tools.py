@@ -131,7 +131,7 @@ def test_something_else_named_bart_is_refused(tmp_path):
 # --- arrays
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_cfl_is_column_major_whatever_the_order(tmp_path, monkeypatch, order):
-    monkeypatch.setattr(cfl, "_SLAB", 200)  # several slabs, some smaller than one index of the last axis
+    monkeypatch.setattr(cfl, "SLAB", 200)  # several slabs, some smaller than one index of the last axis
     array = random_complex(np.random.default_rng(1), (5, 7, 3)).copy(order)
     cfl.write_cfl(tmp_path / "a", array)
     expected = b"".join(array[i, j, k].tobytes() for k in range(3) for j in range(7) for i in range(5))
