@@ -35,6 +35,7 @@ FOV, SIZE, MATRIX, LINES = 0.256, 0.24, 256, 24
 HEAD = 0  # seed that stands for the head phantom
 CASES = {  # coils, acceleration (0: a third of the lines at random), object over field of view, noise, seed
     "8 coils, R = 2": (8, 2, 1.0, 0.01, HEAD),
+    "8 coils, R = 3": (8, 3, 1.0, 0.005, 6),
     "14 coils, R = 3": (14, 3, 1.0, 0.005, 1),
     "10 coils, R = 4": (10, 4, 1.0, 0.004, 2),
     "8 coils, R = 3, larger than the field of view": (8, 3, 1.3, 0.005, 3),

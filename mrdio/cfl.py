@@ -17,7 +17,7 @@ TIME_DIM, TIME2_DIM = 10, 11
 DIMENSIONS = 16
 
 SAMPLE = np.dtype(np.complex64).itemsize
-_SLAB = 16 * 2**20  # [bytes], how much of an array that BART's layout does not suit is copied at a time
+SLAB = 16 * 2**20  # [bytes], how much of an array that BART's layout does not suit is copied at a time
 
 
 class BartError(Exception):
@@ -66,7 +66,7 @@ def _slabs(array: np.ndarray) -> Iterator[np.ndarray]:
     if array.ndim < 2 or (array.flags.f_contiguous and array.dtype == np.complex64):
         yield array
         return
-    step = _SLAB // (array[..., 0].size * SAMPLE)
+    step = SLAB // (array[..., 0].size * SAMPLE)
     for start in range(0, array.shape[-1], max(1, step)):
         yield from [array[..., start : start + step]] if step else _slabs(array[..., start])
 

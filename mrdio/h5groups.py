@@ -14,7 +14,7 @@ _IMAGES = ("image_", "images_")
 _IMAGE_PARTS = ("data", "header", "attributes")
 
 # Groups and links that are followed in a file: four for each series. A small file may hold very many, in cycles.
-_STEPS = 20_000
+STEPS = 20_000
 
 
 class MrdFileError(OSError):
@@ -53,7 +53,7 @@ class Inside:
 
     def __init__(self, file: h5py.File) -> None:
         self._file = file
-        self._steps_left = _STEPS
+        self._steps_left = STEPS
 
     def find(self, group: h5py.Group, path: str) -> Any:
         """Open an object by its path from a group; None where there is none.
@@ -75,7 +75,7 @@ class Inside:
             place = f"{item.name.rstrip('/')}/{name}"
             self._steps_left -= 1
             if self._steps_left < 0:  # soft links may form cycles, and each may be long
-                raise MrdFileError(f"{self._file.filename}: too many groups and links (at {place}): at most {_STEPS}")
+                raise MrdFileError(f"{self._file.filename}: too many groups and links (at {place}): at most {STEPS}")
             try:
                 link = item.get(name, getlink=True)
                 if isinstance(link, h5py.ExternalLink):

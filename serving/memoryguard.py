@@ -54,7 +54,7 @@ class MemoryGauge:
             tree = ProcessTree()
             self._used = sum(tree.resident.values())
             if self._used > self._limit:
-                _give_back()
+                give_back()
                 self._used = ProcessTree().whole()
             self._looked = time.monotonic()
         if self._used <= self._limit:
@@ -136,7 +136,7 @@ class MemoryGuard(threading.Thread):
         failing = False
         while True:
             try:
-                self._look(ProcessTree())
+                self.look(ProcessTree())
                 failing = False
             except (OSError, psutil.Error) as error:
                 if not failing:
@@ -145,7 +145,8 @@ class MemoryGuard(threading.Thread):
             if self._stopped.wait(PERIOD):
                 return
 
-    def _look(self, tree: ProcessTree) -> None:
+    def look(self, tree: ProcessTree) -> None:
+        """Look at the memory once, and end the session that uses too much, if there is one."""
         self._most = self._most or default_memory()
         running = [worker for worker in self._workers() if worker.is_alive()]
         resident = sum(tree.resident.values())
@@ -189,7 +190,7 @@ def default_memory() -> int:
     return int(SHARE * min([psutil.virtual_memory().total, *(limit for limit, _ in memory_of_groups())]))
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Have the C library return freed memory to the system; otherwise it keeps it, and the memory is counted."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # other C libraries have no such thing

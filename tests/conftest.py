@@ -15,6 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+# Before NumPy is imported, here and in every program that a test starts: where others use the processor, threads of a
+# matrix product wait for each other far longer than one thread needs for it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import ismrmrd
 import numpy as np
 import pytest
@@ -159,6 +163,12 @@ def write_module(folder: Path, name: str, source: str) -> Path:
 
 
 # ---- leaks ---------------------------------------------------------------------------------------------------------
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what is there before the first test, modules and tests: `no_leaks` would go through it every time."""
+    gc.collect()
+    gc.freeze()
 
 
 def open_sockets() -> set[str]:

@@ -139,7 +139,8 @@ class ServerProcess:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs([self.process, *left], PATIENCE)
+        self.process.wait(PATIENCE)
+        assert wait_until(lambda: not any(map(is_running, left)))  # the system's first process may reap them much later
 
     def _marked(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():

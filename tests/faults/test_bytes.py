@@ -8,7 +8,7 @@ import struct
 import ismrmrd
 import pytest
 
-from checked_server import Case, case
+from checked_server import TRIALS, Case, case
 from mrdio.codec import CODECS, ProtocolError, read_content
 from mrdio.limits import Limits
 from scripted import (
@@ -68,10 +68,14 @@ def cut_places(messages, every_byte):
     ids=["end of the stream", "reset"],
 )
 def test_cut_at_every_byte(checked, leaving, opening, turn):
-    """In processes the two endings take turns."""
+    """The two endings take turns, and sessions in processes are cut at half of the places.
+
+    With ``TRIALS=2`` each ending is tried at every byte, and the endings take turns in processes only.
+    """
     places = cut_places(representative(opening=opening), not checked.processes)
+    step = (2 if TRIALS == 1 else 1) * (2 if checked.processes else 1)
     cases = {}
-    for session, place in enumerate(places[turn::2] if checked.processes else places):
+    for session, place in enumerate(places[turn * step // 2 :: step]):
         messages = representative(session, opening)
         judge = anything if leaving == RESET else quiet if place in (0, places[-1]) else told("the stream ends")
         cases[place] = Case(b"".join(messages)[:place], readouts_in(messages, place), judge, leaving)

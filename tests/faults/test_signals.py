@@ -63,29 +63,36 @@ def _whole_readouts(stream):
     return max(0, stream.stat().st_size - len(config("null")) - len(header())) // len(_READOUT)
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
-def test_signal_to_a_client(checked, signum):
-    """The server keeps what had come from a client that sends at the pace of a scan."""
+def test_signals_to_clients(checked):
+    """The server keeps what had come from clients that send at the pace of a scan.
+
+    One client for each signal, all at the same time: each sends its first readout some seconds after its header.
+    """
     source = checked.folder / "scan.mrd"
     source.write_bytes(header() + b"".join(map(_timed, range(4000))) + CLOSE)
-    command = [
-        sys.executable, str(PROJECT / "client.py"), str(source), "-p", str(checked.server.port), "-c", "null",
-        "--realtime", "-o", str(checked.folder / "out.h5"),
-    ]  # fmt: skip
     known = set(checked.saved.iterdir())
-    client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=checked.folder)
 
-    def new():
+    def streams():
         return [path for path in set(checked.saved.iterdir()) - known if _whole_readouts(path)]
 
+    def start(signum):
+        command = [
+            sys.executable, str(PROJECT / "client.py"), str(source), "-p", str(checked.server.port), "-c", "null",
+            "--realtime", "-o", str(checked.folder / f"out{int(signum)}.h5"),
+        ]  # fmt: skip
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=checked.folder)
+
+    clients = {signum: start(signum) for signum in SIGNALS}
     try:
-        assert wait_until(new), "the client does not send"
-        (stream,) = new()
-        wait_for_moment(signum, 0.2)
-        client.send_signal(signum)
-        checked.expect(map(_timed, range(_whole_readouts(stream))))
+        assert wait_until(lambda: len(streams()) == len(clients)), "the clients do not send"
+        for signum, client in clients.items():
+            wait_for_moment(signum, 0.2)
+            client.send_signal(signum)
+        for stream in streams():
+            checked.expect(map(_timed, range(_whole_readouts(stream))))
     finally:
-        client.wait(PATIENCE)
+        for client in clients.values():
+            client.wait(PATIENCE)
     checked.check()
 
 

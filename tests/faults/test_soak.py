@@ -1,8 +1,5 @@
 """A short soak, and that it would notice what it is there to notice."""
 
-import subprocess
-import sys
-
 import pytest
 
 from tools import soak, soakfigures
@@ -20,24 +17,17 @@ def scans(tmp_path_factory):
     return folder
 
 
-def test_short_soaks_have_no_problems(tmp_path):
+def test_short_soaks_have_no_problems(tmp_path, in_thread, capfd):
     """Both kinds at the same time: much of a short soak is waiting for servers to come to rest."""
-    command = [sys.executable, soak.__file__, "--clients", "3", "--minutes", "0.05", "--pause", "0.3"]
-    running = [
-        subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for more in (["--plot", str(tmp_path / "soak.png")], ["--processes"])
-    ]
-    try:
-        for each in running:
-            said, _ = each.communicate(timeout=180)
-            assert each.returncode == 0, said
-            assert "no problems" in said
-            assert "**ended in any other way** | **0**" in said
-    finally:
-        for each in running:
-            each.kill()
-            each.wait()
-    assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+    plot = tmp_path / "soak.png"
+    short = ["--clients", "3", "--minutes", "0.05", "--pause", "0.3"]
+    running = [in_thread(soak.main, [*short, *more]) for more in (["--plot", str(plot)], ["--processes"])]
+    statuses = [each.result(180) for each in running]
+    said, log = capfd.readouterr()
+    assert statuses == [0, 0], said + log
+    assert said.count("no problems") == 2
+    assert said.count("**ended in any other way** | **0**") == 2
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 # ---- what a client notices -----------------------------------------------------------------------------------------

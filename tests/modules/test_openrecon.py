@@ -232,4 +232,4 @@ def test_too_many_parameters():
 @pytest.mark.parametrize("name", ["ROISize", "imageSize2", "x", "sendOriginal"])
 def test_words(name):
     expected = {"ROISize": "ROI size", "imageSize2": "Image size 2", "x": "X", "sendOriginal": "Send original"}
-    assert openrecon._words(name) == expected[name]
+    assert entry_of(bool, False, name=name)["label"]["en"] == expected[name]

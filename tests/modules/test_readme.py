@@ -39,27 +39,51 @@ def commands(title):
     return [line for block in blocks(title) for line in block.splitlines() if line]
 
 
-@pytest.fixture
-def walk(tmp_path):
-    """Run commands of the README in an empty folder; the server is started by its own command, on another port."""
-    servers = []
+def document(name):
+    return (PROJECT / "doc" / name).read_text("utf-8")
 
-    def run(lines):
+
+class Walk:
+    """Runs commands of the README in a folder; the server is started by its own command, on another port."""
+
+    def __init__(self, folder):
+        self.folder, self.servers = folder, []
+
+    def __call__(self, lines):
         for line in lines:
             program, *arguments = shlex.split(line)
             assert program == "python", line
             if arguments[0] == "main.py":
-                servers.append(ServerProcess(*arguments[1:], cwd=tmp_path))
+                self.servers.append(ServerProcess(*arguments[1:], cwd=self.folder))
                 continue
             if arguments[0] == "client.py":
-                arguments[1:1] = ["-p", str(servers[-1].port)]
+                arguments[1:1] = ["-p", str(self.servers[-1].port)]
             script = [sys.executable, PROJECT / arguments[0], *arguments[1:]]
-            done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(script, cwd=self.folder, capture_output=True, text=True, timeout=60)
             assert done.returncode == 0, done.stderr
 
-    yield run
-    for each in servers:
-        assert each.stop() == 0, each.log()
+    def end(self):
+        for each in self.servers:
+            assert each.stop() == 0, each.log()
+
+
+@pytest.fixture
+def walk(tmp_path):
+    walk = Walk(tmp_path)
+    yield walk
+    walk.end()
+
+
+PHANTOM = "Reconstruct a phantom, step by step"
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    """A walk that goes on behind the first two steps with the phantom: the data are there, and the server runs."""
+    walk = Walk(tmp_path_factory.mktemp("phantom"))
+    walk(commands(PHANTOM)[:2])
+    yield walk
+    walk.end()
 
 
 def images(path):
@@ -67,14 +91,14 @@ def images(path):
         return [image.data[0, 0].astype(float) for image in file.images()]
 
 
-def test_phantom_step_by_step(walk, tmp_path):
-    title = "Reconstruct a phantom, step by step"
-    walk(commands(title))
-    assert (tmp_path / "phantom_img_dataset_image_0.gif").is_file()
-    code = textwrap.dedent(blocks(title, "python")[0])
+def test_phantom_step_by_step(phantom):
+    phantom(commands(PHANTOM)[2:])
+    assert (phantom.folder / "phantom_img_dataset_image_0.gif").is_file()
+    code = textwrap.dedent(blocks(PHANTOM, "python")[0])
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True
-    )
+        [sys.executable, "-c", code], cwd=phantom.folder, env={"PYTHONPATH": str(PROJECT)}, capture_output=True,
+        text=True,
+    )  # fmt: skip
     assert done.stdout == "1 (1, 1, 256, 256) PYTHON\n", done.stderr
 
 
@@ -96,15 +120,19 @@ def test_dicom_images(walk, tmp_path):
 
 
 def test_spiral_scans(walk, tmp_path):
+    """The page on spirals shows the same commands, and the start of the server with them."""
+    (block,) = re.findall(r"^```\n(python generate.*?)```$", document("spiral.md"), re.MULTILINE | re.DOTALL)
+    make, start, *rest = block.splitlines()
+    assert [make, *rest] == commands("Spiral scans")
     (tmp_path / "seq_meta").mkdir()
-    walk(["python main.py -v", *commands("Spiral scans")])
+    walk([make, start, *rest])
     with Image.open(tmp_path / next(tmp_path.glob("spiral_img*.gif"))) as movie:
         assert movie.n_frames > 50
 
 
 def test_keeping_what_comes_in(walk, tmp_path):
     start, *_ = commands("Keep what comes in")
-    walk([*commands("Reconstruct a phantom, step by step")[:1], start])
+    walk([*commands(PHANTOM)[:1], start])
     walk(["python client.py -c null phantom_raw.h5"])
     deadline = time.monotonic() + PATIENCE
     while not (saved := list((tmp_path / "saved_data").glob("*.h5"))):
@@ -113,24 +141,16 @@ def test_keeping_what_comes_in(walk, tmp_path):
     walk(["python recorder.py saved_data", f"python client.py -c null {saved[0]}"])
 
 
-def test_documented_commands_of_spirals(walk, tmp_path):
-    (tmp_path / "seq_meta").mkdir()
-    text = (PROJECT / "doc" / "spiral.md").read_text("utf-8")
-    block = re.findall(r"^```\n(python generate.*?)```$", text, re.MULTILINE | re.DOTALL)[-1]
-    walk(line.replace("--realtime ", "") for line in block.splitlines())  # the paced run is in test_spiral_scans
-    assert list(tmp_path.glob("spiral_img*.gif"))
-
-
 def documented(name, pattern):
     """Commands of a document that match, as they stand there."""
-    found = re.findall(rf"^({pattern}.*)$", (PROJECT / "doc" / name).read_text("utf-8"), re.MULTILINE)
+    found = re.findall(rf"^({pattern}.*)$", document(name), re.MULTILINE)
     assert found
     return found
 
 
 def test_commands_about_containers_that_need_no_docker(walk, tmp_path):
     shutil.copytree(PROJECT / "custom", tmp_path / "custom")
-    walk([*commands("Reconstruct a phantom, step by step")[:1], *documented("containers.md", "python main.py")])
+    walk([*commands(PHANTOM)[:1], *documented("containers.md", "python main.py")])
     walk([*documented("containers.md", "python client.py"), "python client.py -c filter -o filtered.h5 phantom_raw.h5"])
     (plain,), (filtered,) = images(tmp_path / "phantom_img.h5"), images(tmp_path / "filtered.h5")
     assert filtered.shape == plain.shape
@@ -165,31 +185,25 @@ def test_example_from_python(tmp_path):
         assert picture.size == (640, 480)
 
 
-def prepare(walk):
-    walk(commands("Reconstruct a phantom, step by step")[:2])
-
-
-def test_filter_in_kspace(walk, tmp_path):
+def test_filter_in_kspace(phantom):
     (code,) = blocks("A filter in k-space", "python")
     anchor = "".join(code.splitlines(keepends=True)[:2])
-    copy_of_invertcontrast(tmp_path / "filterkspace.py", re.escape(anchor), code)
-    prepare(walk)
-    walk(commands("A filter in k-space"))
-    walk(["python client.py -c invertcontrast -o plain.h5 phantom_raw.h5"])
-    (filtered,), (plain,) = images(tmp_path / "phantom_filtered.h5"), images(tmp_path / "plain.h5")
+    copy_of_invertcontrast(phantom.folder / "filterkspace.py", re.escape(anchor), code)
+    phantom(commands("A filter in k-space"))
+    phantom(["python client.py -c invertcontrast -o phantom_plain.h5 phantom_raw.h5"])
+    (filtered,), (plain,) = images(phantom.folder / "phantom_filtered.h5"), images(phantom.folder / "phantom_plain.h5")
     spectra = [np.abs(np.fft.fftshift(np.fft.fft2(image))) for image in (filtered, plain)]
     outer = [spectrum[:32].sum() / spectrum.sum() for spectrum in spectra]
     assert outer[0] < 0.3 * outer[1]
 
 
-def test_filter_on_images(walk, tmp_path):
+def test_filter_on_images(phantom):
     (code,) = blocks("A filter on images", "python")
     old = r"    # Normalize and convert to int16\n.*?data = maxVal - data\n    data = data.astype\(np.int16\)\n"
-    copy_of_invertcontrast(tmp_path / "filterimage.py", old, code)
-    prepare(walk)
-    walk(commands("A filter on images"))
-    walk(["python client.py -c simplefft -o plain.h5 phantom_raw.h5"])
-    (edges,), (plain,) = images(tmp_path / "phantom_edges.h5"), images(tmp_path / "plain.h5")
+    copy_of_invertcontrast(phantom.folder / "filterimage.py", old, code)
+    phantom(commands("A filter on images"))
+    phantom(["python client.py -c simplefft -o phantom_fft.h5 phantom_raw.h5"])
+    (edges,), (plain,) = images(phantom.folder / "phantom_edges.h5"), images(phantom.folder / "phantom_fft.h5")
     gradient = np.hypot(*np.gradient(plain))
     assert edges[gradient > 400].mean() > 10 * edges[gradient < 100].mean()
 

@@ -235,10 +235,9 @@ def test_seams_of_chunks_are_invisible(reconstruct, simulation):
 def test_native_images_do_not_depend_on_the_number_of_chunks(tmp_path):
     simulation = small_scan(tmp_path, 32, 8, readouts=96 * ARMS, noise=0.002, heart_rate=75)
     settings = {"backend": "native", "num_recon_frames": 96, "num_iter": 60, "reg_lambda": 0.0002}
-    whole, halves, thirds = (through_the_module(simulation, **settings, num_chunks=count).pixels for count in (1, 2, 3))
-    for parts in (halves, thirds):
-        assert error(parts, whole) < 0.01
-        assert change(parts, whole) > 0.998
+    whole, thirds = (through_the_module(simulation, **settings, num_chunks=count).pixels for count in (1, 3))
+    assert error(thirds, whole) < 0.01
+    assert change(thirds, whole) > 0.998
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -287,7 +286,7 @@ def scratch(tmp_path, monkeypatch):
     """Folder for all of BART's files, so that what is left behind shows."""
     folder = tmp_path / "scratch"
     folder.mkdir()
-    monkeypatch.setattr(bart_tools, "_roomy_place", lambda needed: str(folder))
+    monkeypatch.setattr(bart_tools, "RAM_DISK", folder)
     return folder
 
 

@@ -93,7 +93,7 @@ def test_links_to_other_files_that_nobody_reads_are_in_nobodys_way(raw, tmp_path
 @pytest.mark.parametrize("place", ["/", "/dataset", "/dataset/image_0"])
 def test_many_links_are_not_all_gone_through(raw, monkeypatch, place):
     """A small file can hold very many links to one object; each costs time."""
-    monkeypatch.setattr(h5groups, "_STEPS", 20)
+    monkeypatch.setattr(h5groups, "STEPS", 20)
     with h5py.File(raw, "a") as file:
         for number in range(30):
             file.require_group(place)[f"x{number}"] = file["dataset/data"]
@@ -108,7 +108,7 @@ def test_many_links_are_not_all_gone_through(raw, monkeypatch, place):
 
 @pytest.mark.parametrize("path", ["/dataset/round", "round", "/dataset/itself/dataset/round"])
 def test_a_link_in_a_circle_is_an_error(raw, monkeypatch, path):
-    monkeypatch.setattr(h5groups, "_STEPS", 100)
+    monkeypatch.setattr(h5groups, "STEPS", 100)
     with h5py.File(raw, "a") as file:
         file["dataset/itself"] = file["/"]
         file["dataset/round"] = h5py.SoftLink(path)

@@ -247,6 +247,8 @@ def test_missing_gpu_is_an_error_with_the_way_out(gpu_device):
 
 def test_gpu_number_beyond_the_last(monkeypatch):
     class Cupy:
+        fft = None
+
         class cuda:
             class runtime:
                 CUDARuntimeError = OSError
@@ -256,9 +258,9 @@ def test_gpu_number_beyond_the_last(monkeypatch):
                     return 2
 
     monkeypatch.setitem(sys.modules, "cupy", Cupy)
-    assert nufft._open_gpu(1) is Cupy
+    assert nufft.open_backend(1).xp is Cupy
     with pytest.raises(nufft.GpuUnavailableError, match=r"gpu_device = 2, but the GPUs are numbered 0 to 1; set"):
-        nufft._open_gpu(2)
+        nufft.open_backend(2)
 
 
 def test_gpu_does_the_same(cupy):

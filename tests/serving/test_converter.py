@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 
+import psutil
 import pytest
 from ismrmrd.serialization import ConfigFile
 
@@ -15,7 +16,7 @@ from conftest import PATIENCE, bytes_of, make_acquisition, make_header, write_mo
 from mrdio import conversion, streamfiles
 from mrdio.limits import Limits
 from mrdio.mrdfile import MrdReader
-from server_process import wait_until
+from server_process import is_running, wait_until
 
 CONTENT = bytes_of(ConfigFile("null"), make_header(), make_acquisition())
 
@@ -32,6 +33,12 @@ def replace_recorder(monkeypatch, folder, source):
     monkeypatch.setattr(streamfiles, "RECORDER", path)
 
 
+def conversions():
+    """Processes that convert for this one."""
+    children = psutil.Process().children()
+    return [each for each in children if is_running(each) and str(streamfiles.RECORDER) in each.cmdline()]
+
+
 def hold(peer, *items):
     peer.send(*items)
     peer.send_close()
@@ -43,7 +50,8 @@ def test_one_process_converts_all(converter, tmp_path):
     for number in range(3):
         stream = write_stream(tmp_path, f"session-{number}")
         assert converter.convert(stream).wait(PATIENCE)
-        pids.add(converter._process.pid)
+        (process,) = conversions()
+        pids.add(process.pid)
     assert len(pids) == 1
     assert [path.suffix for path in tmp_path.iterdir()] == [".h5"] * 3
 
@@ -51,10 +59,10 @@ def test_one_process_converts_all(converter, tmp_path):
 def test_process_starts_with_the_first_recording(server, connect, tmp_path):
     running = server()
     hold(connect(running.address), ConfigFile("null"), make_header(), make_acquisition())
-    assert running.server._converter._process is None
+    assert conversions() == []
     hold(connect(running.address), ConfigFile("savedataonly"), make_header(), make_acquisition())
     assert wait_until(lambda: list((tmp_path / "saved").glob("*.h5")))
-    assert running.server._converter._process is not None
+    assert len(conversions()) == 1
 
 
 def test_lines_of_a_conversion_are_those_of_its_session(converter, tmp_path, caplog):
@@ -101,7 +109,7 @@ def test_fault_in_one_conversion_does_not_end_those_to_come(converter, tmp_path,
 
     stream = write_stream(tmp_path, "session-1")
     with monkeypatch.context() as patch:
-        patch.setattr("serving.converter._parse", fail)
+        patch.setattr("serving.converter.json.loads", fail)
         assert converter.convert(stream).wait(PATIENCE)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == f"{stream} is not converted now, it is kept as it is: none left"
@@ -134,8 +142,9 @@ def test_stream_that_crashes_the_process_is_kept_and_the_next_is_converted(conve
 
 def test_process_that_was_killed_between_two_recordings_is_replaced(converter, tmp_path, caplog):
     assert converter.convert(write_stream(tmp_path, "session-1")).wait(PATIENCE)
-    converter._process.kill()
-    os.waitid(os.P_PID, converter._process.pid, os.WEXITED | os.WNOWAIT)
+    (process,) = conversions()
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert converter.convert(write_stream(tmp_path, "session-2")).wait(PATIENCE)
     assert [path.suffix for path in tmp_path.iterdir()] == [".h5"] * 2
     assert caplog.records == []
@@ -181,7 +190,7 @@ def test_session_waits_neither_for_its_own_conversion_nor_for_a_leftover(server,
     with (folder / "leftover").open("w"):  # its conversion has begun, and goes on until this ends
         hold(connect(running.address), ConfigFile("null"), make_header(), make_acquisition())
         with (folder / "own").open("w"):
-            assert wait_until(lambda: not any(each.is_alive() for each in running.server._workers))
+            assert wait_until(lambda: not running.server.running)
         assert wait_until(lambda: list(folder.glob("*.mrdpart")) == [leftover])
     assert wait_until(lambda: not leftover.exists())
 

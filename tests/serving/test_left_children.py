@@ -8,6 +8,7 @@ import pytest
 from ismrmrd.serialization import ConfigFile
 
 from conftest import PATIENCE, Peer, make_acquisition, make_header, write_module
+from server_process import is_running, wait_until
 
 # Ends by itself when nobody has ended it, so that a test that fails leaves nothing [s].
 FOREVER = 40
@@ -72,25 +73,26 @@ def leave_behind(tmp_path, port, body, ending="pass", helpers=CHILD):
 
 def are_gone(processes):
     """Wait for the end of processes; what is left of one that nobody has asked about does not count."""
-    _, left = psutil.wait_procs(processes, PATIENCE)
-    return all(process.status() == psutil.STATUS_ZOMBIE for process in left)
+    return wait_until(lambda: not any(map(is_running, processes)), PATIENCE)
 
 
-def status_when_all_are_gone(running, left, signum=signal.SIGTERM):
-    """Send the server a signal; its exit status, once it and what was left have ended."""
-    running.process.send_signal(signum)
-    status = running.process.wait(PATIENCE)
+def statuses_when_all_are_gone(servers, left, signum=signal.SIGTERM):
+    """Send servers a signal; their exit statuses, once they and what was left have ended."""
+    for each in servers:
+        each.process.send_signal(signum)
+    statuses = [each.process.wait(PATIENCE) for each in servers]
     gone = are_gone(left)
-    running.stop()  # waits for the end of all that could write into the log
-    return status if gone else "something lives on"
+    for each in servers:
+        each.stop()  # waits for the end of all that could write into the log
+    return statuses if gone else "something lives on"
 
 
-@pytest.mark.parametrize("mode", [[], ["-m"]])
 @pytest.mark.parametrize("body", [EVERYTHING, A_QUEUE_AND_AN_EXIT_FUNCTION], ids=["everything", "exit"])
-def test_server_ends_with_what_a_module_has_left(start, tmp_path, mode, body):
-    running = start("-d", "null", "--grace", "0.2", *mode)
-    left = leave_behind(tmp_path, running.port, body)
-    assert status_when_all_are_gone(running, left) == 0
+def test_server_ends_with_what_a_module_has_left(start, tmp_path, body):
+    """Both kinds of server at the same time, since each waits for what is left as long as it may."""
+    servers = [start("-d", "null", "--grace", "0.2", *mode) for mode in ([], ["-m"])]
+    left = [process for each in servers for process in leave_behind(tmp_path, each.port, body)]
+    assert statuses_when_all_are_gone(servers, left) == [0, 0]
 
 
 @pytest.mark.parametrize("mode", [[], ["-m"]])
@@ -99,7 +101,7 @@ def test_second_signal_ends_it_at_once(start, tmp_path, mode):
     left = leave_behind(tmp_path, running.port, EVERYTHING, f"time.sleep({FOREVER})")
     running.process.send_signal(signal.SIGTERM)
     running.wait_for("Stopping")
-    assert status_when_all_are_gone(running, left) == 128 + signal.SIGTERM
+    assert statuses_when_all_are_gone([running], left) == [128 + signal.SIGTERM]
 
 
 @pytest.mark.parametrize("mode", [[], ["-m"]])
@@ -127,18 +129,18 @@ def test_program_that_outlives_its_session_ends_with_the_server(start, tmp_path)
     left = leave_behind(tmp_path, running.port, A_PROGRAM)
     running.wait_for("session-1  ended, completed")
     assert left[0].is_running()
-    assert status_when_all_are_gone(running, left) == 0
+    assert statuses_when_all_are_gone([running], left) == [0]
 
 
-@pytest.mark.parametrize("body", [A_CHILD, A_THREAD], ids=["child", "thread"])
-def test_session_whose_process_goes_on_is_over_and_saved(start, tmp_path, body):
+def test_session_whose_process_goes_on_is_over_and_saved(start, tmp_path):
     """Python waits for threads and children that are no daemons: neither the place nor the recording does."""
-    saving = ("-s", "-S", str(tmp_path / "saved"))
-    running = start("-d", "null", "-m", *saving, "--limit", "maxSessions=1", "--grace", "0.2")
-    left = []
-    for number in (1, 2):
-        left += leave_behind(tmp_path, running.port, body)
-        running.wait_for(f"session-{number}  What came in was saved as")
+    servers, left = [], []
+    for name, body in {"child": A_CHILD, "thread": A_THREAD}.items():
+        saving = ("-s", "-S", str(tmp_path / name))
+        servers.append(start("-d", "null", "-m", *saving, "--limit", "maxSessions=1", "--grace", "0.2"))
+        for number in (1, 2):
+            left += leave_behind(tmp_path, servers[-1].port, body)
+            servers[-1].wait_for(f"session-{number}  What came in was saved as")
+        assert not list((tmp_path / name).glob("*.mrdpart"))
     assert all(process.is_running() for process in left)
-    assert not list((tmp_path / "saved").glob("*.mrdpart"))
-    assert status_when_all_are_gone(running, left) == 0
+    assert statuses_when_all_are_gone(servers, left) == [0, 0]

@@ -121,15 +121,19 @@ def test_second_signal_ends_at_once(start, tmp_path, mode):
     peer.close()
 
 
-@pytest.mark.parametrize("mode", [[], ["-m"]])
-def test_stuck_module_does_not_keep_the_server_alive(start, tmp_path, mode):
+def test_stuck_module_does_not_keep_the_server_alive(start, tmp_path):
+    """Both kinds of server at the same time, since each waits for the module as long as it may."""
     write_module(tmp_path, "stuck", STUCK_MODULE)
-    running = start("-d", "null", "--grace", "0.1", *mode)
-    peer = Peer(socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE))
-    peer.send(ConfigFile("stuck"), make_header(), make_acquisition())
-    peer.reader.read(13)
-    assert running.stop() == 0
-    peer.close()
+    servers = [start("-d", "null", "--grace", "0.1", *mode) for mode in ([], ["-m"])]
+    peers = [Peer(socket.create_connection(("127.0.0.1", each.port), timeout=PATIENCE)) for each in servers]
+    for peer in peers:
+        peer.send(ConfigFile("stuck"), make_header(), make_acquisition())
+        peer.reader.read(13)
+    for each in servers:
+        each.process.send_signal(signal.SIGTERM)
+    assert [each.process.wait(PATIENCE) for each in servers] == [0, 0]
+    for peer in peers:
+        peer.close()
 
 
 def test_processes_leave_nothing_behind_and_save(start, tmp_path):

@@ -9,6 +9,7 @@ import threading
 import urllib.request
 from wsgiref.simple_server import WSGIServer
 
+import psutil
 import pytest
 from ismrmrd.serialization import ConfigFile
 from prometheus_client.parser import text_string_to_metric_families
@@ -130,8 +131,9 @@ def test_several_at_once_count_apart(metrics):
 
 
 def test_only_this_machine_is_served(metrics):
-    counting = metrics()
-    assert counting._server.socket.getsockname()[0] == "127.0.0.1"
+    port = metrics().address[1]
+    listening = [each.laddr for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    assert [address.ip for address in listening if address.port == port] == ["127.0.0.1"]
 
 
 def test_port_that_is_taken(no_leaks):

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 from ismrmrd.serialization import ConfigFile
@@ -78,12 +79,12 @@ def test_stream_that_another_has_converted_is_passed_over_in_silence(stream, mon
 def test_another_file_of_the_same_name_is_left_alone(stream, monkeypatch, caplog):
     """Somebody moves the stream while it is converted, and puts another in its place."""
 
-    def move_away(*arguments, copy=conversion._copy_messages):
+    def move_away(*arguments, open_file=conversion.MrdWriter, **keywords):
         stream.rename(stream.with_suffix(".moved"))
         stream.write_bytes(b"another")
-        return copy(*arguments)
+        return open_file(*arguments, **keywords)
 
-    monkeypatch.setattr(conversion, "_copy_messages", move_away)
+    monkeypatch.setattr(conversion, "MrdWriter", move_away)
     assert convert_stream(stream) is not None
     assert stream.read_bytes() == b"another"
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
@@ -161,12 +162,16 @@ def test_child_of_a_module_does_not_keep_its_recording(server, connect, tmp_path
 def test_end_of_a_recording_unlocks_it_for_all_who_have_the_open_file(tmp_path):
     """As a program that another thread is just about to start, or a library's own fork, has it."""
     running = Recorder(tmp_path, "session-1", CONTENT)
-    copy = os.dup(running._claim.fileno())
+    stream = str(running.stream_path)
+    mine = {int(each.name): os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()}
+    copies = [os.dup(descriptor) for descriptor, target in mine.items() if target == stream]
+    assert copies
     running.finish()
     try:
         assert convert_stream(running.stream_path) is not None
     finally:
-        os.close(copy)
+        for copy in copies:
+            os.close(copy)
 
 
 # ---- odd files -----------------------------------------------------------------------------------------------------

@@ -565,8 +565,7 @@ def test_summary_of_a_process_that_is_killed(summaries, connect, caplog):
     peer = connect(running.address)
     peer.send(ConfigFile("waiting"), make_header(), make_acquisition(1))
     assert peer.reader.read(2 + 4 + len("started"))
-    (worker,) = running.server._workers
-    worker.kill()
+    running.server.kill_sessions()
     assert peer.is_at_end()
     summary, line = the_summary(running, ended, caplog)
     assert (summary.outcome, summary.reason) == (Outcome.KILLED, "by signal 9 (SIGKILL)")

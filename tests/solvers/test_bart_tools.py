@@ -4,8 +4,10 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,6 @@ def scratch(tmp_path, monkeypatch):
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(bt, "RAM_DISK", folder)
-    monkeypatch.setattr(bt, "_roomy_place", lambda needed: str(folder))
     return folder
 
 
@@ -130,7 +131,7 @@ def test_something_else_named_bart_is_refused(tmp_path):
 # --- arrays
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_cfl_is_column_major_whatever_the_order(tmp_path, monkeypatch, order):
-    monkeypatch.setattr(cfl, "_SLAB", 200)  # several slabs, some smaller than one index of the last axis
+    monkeypatch.setattr(cfl, "SLAB", 200)  # several slabs, some smaller than one index of the last axis
     array = random_complex(np.random.default_rng(1), (5, 7, 3)).copy(order)
     cfl.write_cfl(tmp_path / "a", array)
     expected = b"".join(array[i, j, k].tobytes() for k in range(3) for j in range(7) for i in range(5))
@@ -140,10 +141,19 @@ def test_cfl_is_column_major_whatever_the_order(tmp_path, monkeypatch, order):
     assert np.array_equal(back.reshape(5, 7, 3), array)
 
 
-def test_a_fortran_ordered_array_is_not_copied():
-    array = np.zeros((4, 6, 5), np.complex64, order="F")
-    (slab,) = cfl._slabs(array)
-    assert np.shares_memory(np.asfortranarray(slab, dtype=np.complex64), array)
+@pytest.mark.parametrize(("order", "copied"), [("F", False), ("C", True)])
+def test_only_a_fortran_ordered_array_is_not_copied(tmp_path, order, copied):
+    array = np.zeros((64, 64, 128), np.complex64, order=order)
+    tracemalloc.start()
+    try:
+        cfl.write_cfl(tmp_path / "a", array)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (peak > array.nbytes / 8) == copied
+
+
+def test_placing_axes_copies_nothing():
     data = np.zeros((9, 2, 4), np.complex64)  # [time, coil, sample]
     placed = cfl.on_axes(data, cfl.TIME_DIM, cfl.COIL_DIM, cfl.PHS1_DIM)
     assert placed.shape == cfl.dimensions({cfl.PHS1_DIM: 4, cfl.COIL_DIM: 2, cfl.TIME_DIM: 9})
@@ -205,12 +215,20 @@ def test_fft_equals_numpy(bart, scratch, shape):
     assert not list(scratch.iterdir())
 
 
-def test_the_ram_disk_serves_only_when_it_has_room(tmp_path, monkeypatch):
+def test_the_ram_disk_serves_only_when_it_has_room(fake, tmp_path, monkeypatch):
+    bart = fake("pwd >&2; exit 1")  # it runs where its files are
+
+    def place(output_bytes):
+        with pytest.raises(bt.BartError) as error:
+            bt.run(bart, "pics", output_bytes=output_bytes)
+        return str(error.value).partition("exit status 1: ")[2]
+
     monkeypatch.setattr(bt, "RAM_DISK", tmp_path)
-    assert bt._roomy_place(1000) == str(tmp_path)
-    assert bt._roomy_place(10**18) is None
+    assert place(1000).startswith(f"{tmp_path}/mrd-bart-")
+    usual = f"{tempfile.gettempdir()}/mrd-bart-"
+    assert place(10**18).startswith(usual)
     monkeypatch.setattr(bt, "RAM_DISK", tmp_path / "absent")
-    assert bt._roomy_place(1000) is None
+    assert place(1000).startswith(usual)
 
 
 def radial_data(bart):
@@ -375,7 +393,7 @@ def test_bart_does_not_outlive_a_server_that_is_killed(fake, tmp_path):
     server.kill()
     server.wait()
     assert wait_until(lambda: not is_alive(int(pid.read_text())))
-    bt._sweep(bt.RAM_DISK)  # as the next command does
+    bt.run(fake("exit 0", "next"), "pics", outputs=0)  # the next command takes down what is left
     assert not list(bt.RAM_DISK.glob(f"mrd-bart-{server.pid}-*"))
 
 
