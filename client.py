@@ -1,4 +1,4 @@
-"""MRD client: sends a file to a server, keeps the images that come back (`mrdio.clientsession`)."""
+"""MRD client: sends a file to a server, keeps the images that come back (`sending.clientsession`)."""
 
 import contextlib
 import os
@@ -35,9 +35,9 @@ import math
 import time
 from pathlib import Path
 
-from mrdio.clientsession import INTERRUPT_WAIT, ClientError, ClientOptions, Result, run, where_kept
 from mrdio.commandline import log_to, number
 from mrdio.h5groups import MrdFileError
+from sending.clientsession import INTERRUPT_WAIT, ClientError, ClientOptions, Result, run, where_kept
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

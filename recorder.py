@@ -15,9 +15,9 @@ from pathlib import Path
 from mrdio.commandline import log_to
 from mrdio.conversion import CONVERSION_LIMITS, convert_stream, finish_leftovers
 from mrdio.limits import Limits, add_limits, read_limits
-from mrdio.outputfile import ERROR, join, reason
 from mrdio.recordings import DEFAULT_FOLDER
 from mrdio.streamfiles import FILE_MODE, FOLDER_MODE
+from sending.outputfile import ERROR, join, reason
 
 logger = logging.getLogger(__name__)
 

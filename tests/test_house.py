@@ -11,7 +11,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 FLOORS = (  # each imports from those before it and from its own
     {"constants", "recon.arrays", "serving.processes"},
     {"mrdio"},
-    {"connection", "mrdhelper", "coils", "GIRF", "bart_tools", "mrdio.clientsession"},
+    {"connection", "mrdhelper", "coils", "GIRF", "bart_tools"},
+    {"sending"},
     {"recon"},
     {"solvers"},
     {"serving"},
@@ -19,7 +20,7 @@ FLOORS = (  # each imports from those before it and from its own
     {"main"},
 )
 NOT_FOR_MODULES = {"serving", "server", "main"}
-ROOMS = {"mrdio", "recon", "solvers", "serving", "dicomio", "simulation"}
+ROOMS = {"mrdio", "recon", "solvers", "serving", "dicomio", "sending", "simulation"}
 MOST_AT_ROOT = 26
 
 

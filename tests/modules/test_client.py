@@ -26,9 +26,9 @@ from conftest import (
     write_module,
     write_mrd_file,
 )
-from mrdio import clientsession
 from mrdio.h5groups import MrdFileError
 from mrdio.mrdfile import MrdReader
+from sending import clientsession
 
 PROJECT = Path(client.__file__).parent
 
@@ -230,7 +230,8 @@ def test_server_messages_are_logged_by_severity(raw, peer_server, caplog):
     caplog.set_level(logging.DEBUG)
     peer = peer_server("INFO     all is well", "WARNING  mind the gap", "DEBUG    detail", "no severity")
     assert run(raw, peer).errors == []
-    said = {record.getMessage(): record.levelname for record in caplog.records if record.name == "mrdio.clientsession"}
+    name = clientsession.__name__
+    said = {record.getMessage(): record.levelname for record in caplog.records if record.name == name}
     assert said["server: all is well"] == "INFO"
     assert said["server: mind the gap"] == "WARNING"
     assert said["server: detail"] == "DEBUG"

@@ -14,7 +14,7 @@ from mrdio import h5groups
 from mrdio.h5groups import MrdFileError, open_mrd
 from mrdio.mrdfile import MrdReader, MrdWriter
 from mrdio.mrdsource import open_source
-from mrdio.outputfile import check_output
+from sending.outputfile import check_output
 
 SECRET = b"root:secret:0:0\n" * 64
 

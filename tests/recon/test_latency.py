@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from conftest import make_acquisition, make_header, make_image, make_waveform
-from mrdio import pacing
-from mrdio.pacing import Pace
 from recon.latency import CATCH_UP, LatencyLedger
+from sending import pacing
+from sending.pacing import Pace
 
 
 class Clock:

@@ -19,10 +19,10 @@ import client
 import recorder
 from conftest import bytes_of, header_xml, make_acquisition, make_header, make_image, write_mrd_file
 from constants import MessageId
-from mrdio import clientsession
 from mrdio.h5groups import MrdFileError
 from mrdio.mrdfile import MrdReader
-from mrdio.outputfile import PartFile, check_output, join, join_command, join_in_process
+from sending import clientsession
+from sending.outputfile import PartFile, check_output, join, join_command, join_in_process
 from server_process import PROJECT
 
 

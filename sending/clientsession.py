@@ -30,8 +30,8 @@ from mrdio.h5groups import MrdFileError
 from mrdio.limits import Limits
 from mrdio.mrdheader import parse_header
 from mrdio.mrdsource import Item, Source, open_source
-from mrdio.outputfile import PartFile, check_output, join_command, join_in_process
-from mrdio.pacing import Pace
+from sending.outputfile import PartFile, check_output, join_command, join_in_process
+from sending.pacing import Pace
 
 logger = logging.getLogger(__name__)
 
