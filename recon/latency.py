@@ -58,14 +58,37 @@ class LatencyLedger:
         self.largest_backlog = max(self.largest_backlog, self.received - self.processed)
         if self.processed == 1:
             self._first_stamp = stamp
-        now = self._clock()
-        elapsed = now - (self._first_arrival or now)
-        behind = min(now - arrival, elapsed - (stamp - self._first_stamp))
-        if behind > BEHIND and elapsed > CATCH_UP and not self._told:
+        behind = self.behind(arrival, stamp)
+        if behind > BEHIND and self.elapsed > CATCH_UP and not self._told:
             self._told = True
             self._warn(
                 f"the reconstruction is {behind:.1f} s behind the scan, {self.received - self.processed} readouts wait"
             )
+
+    @property
+    def elapsed(self) -> float:
+        """Time since the first readout arrived [s]."""
+        return 0.0 if self._first_arrival is None else self._clock() - self._first_arrival
+
+    def behind(self, arrival: float, stamp: float) -> float:
+        """How late the work on a readout is [s]: it waits for so long, and is late against the time stamps by as much.
+
+        Parameters
+        ----------
+        arrival
+            When it arrived [s].
+        stamp
+            Its acquisition time stamp [s].
+        """
+        return min(self._clock() - arrival, self.late(stamp))
+
+    def late(self, stamp: float) -> float:
+        """Time since the first readout, less that by the readouts' time stamps [s]; negative for a file sent faster."""
+        return self.elapsed - (stamp - self._first_stamp)
+
+    def epoch(self, arrival: float) -> float:
+        """Time since the epoch [s] of a moment on the ledger's clock [s]."""
+        return time.time() - (self.now() - arrival)
 
     def sent(self, arrival: float) -> None:
         """Note that an image has been sent whose last readout arrived at `arrival` [s]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 import mrdhelper
 from recon import memory
-from recon.readouts import DataError, Readouts, prepare_each
+from recon.readouts import DataError, Readouts, data_scale, frame_head, prepare_each
 from solvers.native_recon import Penalty
 from solvers.problem import Part, Solver
 
@@ -97,13 +98,13 @@ class Movie:
         spaced, and stay so where readouts were lost, or belong to other slices.
         """
         readouts, first = self.readouts, frame * self.arms
-        head = ismrmrd.AcquisitionHeader.from_buffer_copy(readouts.heads[first + self.arms // 2])
-        begin = readouts.heads[first].acquisition_time_stamp
-        if tr:
-            since = (readouts.numbers[first] - readouts.numbers[0]) * tr / mrdhelper.SECONDS_PER_TICK
-            begin = round(readouts.heads[0].acquisition_time_stamp + since)
-        head.acquisition_time_stamp = begin
-        return head
+        return frame_head(
+            readouts.heads[first + self.arms // 2],
+            readouts.heads[first],
+            readouts.heads[0],
+            readouts.numbers[first] - readouts.numbers[0],
+            tr,
+        )
 
 
 def divide(
@@ -187,6 +188,34 @@ def _chunks_that_fit(solver: Solver, readouts: Readouts, frames: int, arms: int)
         if needed <= usable:
             return count
     raise memory.ShortageError(f"{longest} frames together", needed, usable)
+
+
+def reconstruct(
+    series: Sequence[Movie], solver: Solver, reg_lambda: float, iterations: int
+) -> Iterator[list[tuple[Movie, int, NDArray[np.complex64]]]]:
+    """Reconstruct movies, and yield the frames of each chunk as (movie, number of the frame, image).
+
+    Parameters
+    ----------
+    series
+        The movies.
+    solver
+        Computes them.
+    reg_lambda
+        Weight of the temporal total variation, as the configuration has it.
+    iterations
+        At most.
+    """
+
+    def problems() -> Iterator[Part]:
+        for movie in series:
+            maps = solver.coil_maps(movie.readouts)
+            scale = data_scale(movie.readouts, maps, movie.arms, movie.steady)
+            weight = solver.weight_over_time(reg_lambda, movie.frames, len(movie.chunks))
+            yield from movie.parts(maps, scale, weight, iterations)
+
+    with closing(solver.reconstruct(problems(), sum(len(movie.chunks) for movie in series))) as results:
+        yield from images(series, results)
 
 
 def images(
