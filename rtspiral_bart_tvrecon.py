@@ -18,8 +18,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-
 import mrdhelper
 from connection import Connection
 from recon import configuration, noise, spiral
@@ -85,12 +83,10 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     check_time(slices, tr, connection)
 
     index, to_pixels = itertools.count(1), mrdhelper.SeriesScale(metadata, connection.warn)
-    brightness = movies.relative_brightness(series)
-    with closing(movies.reconstruct(series, solver, options.reg_lambda, options.num_iter)) as chunks:
-        for chunk in chunks:
-            to_pixels.see(np.array([brightness * mrdhelper.largest_magnitude(image) for _, _, image in chunk]))
-            for movie, frame, image in chunk:
-                connection.send_image(scan.image(to_pixels(image), movie.head(frame, tr), next(index)))
+    frames = movies.reconstruct(series, solver, options.reg_lambda, options.num_iter, to_pixels)
+    with closing(frames):
+        for movie, frame, pixels in frames:
+            connection.send_image(scan.image(pixels, movie.head(frame, tr), next(index)))
     for waveform in scan.waveforms:
         connection.send_waveform(waveform)
 

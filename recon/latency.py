@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 BEHIND = 0.5  # a reconstruction this much behind the scan says so [s]
+AHEAD = 0.25  # readouts that come this much earlier than they were acquired are of a file [s]
 CATCH_UP = 3.0  # after the first readout: time to work off what came in during the set-up [s]
 
 
@@ -80,11 +81,19 @@ class LatencyLedger:
         stamp
             Its acquisition time stamp [s].
         """
-        return min(self._clock() - arrival, self.late(stamp))
+        return min(self._clock() - arrival, self.elapsed - (stamp - self._first_stamp))
 
-    def late(self, stamp: float) -> float:
-        """Time since the first readout, less that by the readouts' time stamps [s]; negative for a file sent faster."""
-        return self.elapsed - (stamp - self._first_stamp)
+    def can_wait(self, arrival: float, stamp: float) -> bool:
+        """Tell whether a readout came well before it would have during the scan: from a file, for which nobody waits.
+
+        Parameters
+        ----------
+        arrival
+            When it arrived [s].
+        stamp
+            Its acquisition time stamp [s].
+        """
+        return stamp - self._first_stamp - (arrival - (self._first_arrival or arrival)) > AHEAD
 
     def epoch(self, arrival: float) -> float:
         """Time since the epoch [s] of a moment on the ledger's clock [s]."""

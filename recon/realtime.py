@@ -35,20 +35,23 @@ class Frame:
         When its last readout arrived [s].
     arrival_time
         The same in seconds since the epoch [s].
+    method
+        By which reconstruction it was made, where a module has more than one.
     """
 
     pixels: NDArray[Any]
     head: ismrmrd.AcquisitionHeader
     arrival: float
     arrival_time: float
+    method: str = ""
 
     def attributes(self, ledger: LatencyLedger) -> dict[str, str]:
-        """Return the meta attributes of the latency: when the last readout arrived, how long the frame took [ms]."""
+        """Return the meta attributes: when the last readout arrived, how long the frame took [ms], and the method."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.arrival_time))
         return {
             "LastReadoutArrival": f"{moment}.{int(self.arrival_time % 1 * 1000):03d}",
             "ProcessingTime_ms": f"{1e3 * (ledger.now() - self.arrival):.3f}",
-        }
+        } | ({"ReconstructionMethod": self.method} if self.method else {})
 
 
 def receive(connection: Connection, scan: SpiralScan, metadata: Any, prewhiten: str) -> Iterator[SpiralReadout]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -191,9 +191,9 @@ def _chunks_that_fit(solver: Solver, readouts: Readouts, frames: int, arms: int)
 
 
 def reconstruct(
-    series: Sequence[Movie], solver: Solver, reg_lambda: float, iterations: int
-) -> Iterator[list[tuple[Movie, int, NDArray[np.complex64]]]]:
-    """Reconstruct movies, and yield the frames of each chunk as (movie, number of the frame, image).
+    series: Sequence[Movie], solver: Solver, reg_lambda: float, iterations: int, to_pixels: mrdhelper.SeriesScale
+) -> Generator[tuple[Movie, int, NDArray[np.int16]], None, None]:
+    """Reconstruct movies, and yield their frames as (movie, number of the frame, pixels).
 
     Parameters
     ----------
@@ -205,6 +205,8 @@ def reconstruct(
         Weight of the temporal total variation, as the configuration has it.
     iterations
         At most.
+    to_pixels
+        Intensity scale of all frames, which the first chunk gives.
     """
 
     def problems() -> Iterator[Part]:
@@ -214,8 +216,12 @@ def reconstruct(
             weight = solver.weight_over_time(reg_lambda, movie.frames, len(movie.chunks))
             yield from movie.parts(maps, scale, weight, iterations)
 
+    brightness = relative_brightness(series)
     with closing(solver.reconstruct(problems(), sum(len(movie.chunks) for movie in series))) as results:
-        yield from images(series, results)
+        for chunk in images(series, results):
+            to_pixels.see(np.array([brightness * mrdhelper.largest_magnitude(image) for _, _, image in chunk]))
+            for movie, frame, image in chunk:
+                yield movie, frame, to_pixels(image)
 
 
 def images(
