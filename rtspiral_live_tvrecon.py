@@ -33,7 +33,7 @@ from recon.readouts import DataError, Readouts, frame_head, repetition_time
 from recon.realtime import Frame
 from recon.spiralreadout import SpiralReadout
 from recon.trajectory import Trajectory
-from recon.viewsharing import USABLE_PART, SharedViews, check_memory, plan_for
+from recon.viewsharing import FOOTPRINT, USABLE_PART, SharedViews, check_memory, plan_for
 from solvers import livestart, movies
 from solvers.arrivingframe import ArmTables
 from solvers.backends import LAMBDA_FRAMES, NativeSolver
@@ -207,7 +207,8 @@ class Live:
         self._tables_of = functools.lru_cache(maxsize=8)(functools.partial(tables_for, scan, options))
         self._team, self._background = team, background
         # Whole frames, so that view-shared images come when live ones would.
-        self.shared_arms = -(-scan.nominal.interleaves // options.arms_per_frame) * options.arms_per_frame
+        shared = min(FOOTPRINT, scan.nominal.interleaves)
+        self.shared_arms = -(-shared // options.arms_per_frame) * options.arms_per_frame
 
     def make_tables(self, fitted: Trajectory) -> None:
         """Make the tables of a trajectory in the background; what goes wrong shows when they are used."""

@@ -22,7 +22,7 @@ from recon import configuration, nufft, realtime, spiral
 from recon.configuration import SpiralConfig, SpiralReconstruction, parameter
 from recon.realtime import Frame
 from recon.spiralreadout import SpiralReadout
-from recon.viewsharing import USABLE_PART, SharedViews, check_memory, plan_for
+from recon.viewsharing import FOOTPRINT, USABLE_PART, SharedViews, check_memory, plan_for
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ViewSharingReconstruction(SpiralReconstruction):
     """Table [reconstruction] of the view-sharing reconstruction."""
 
     arms_per_frame: int = parameter(
-        55, "Arms gridded into one frame: its temporal footprint.", "arms", minimum=1, maximum=1_000_000
+        FOOTPRINT, "Arms gridded into one frame: its temporal footprint.", "arms", minimum=1, maximum=1_000_000
     )
     window_shift: int = parameter(
         17, "Arms from the start of one frame to the start of the next.", "arms", minimum=1, maximum=1_000_000

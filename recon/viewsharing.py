@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from recon.spiralreadout import SpiralReadout
     from recon.trajectory import Trajectory
 
+FOOTPRINT = 55  # arms of a frame where nothing else is asked for
 USABLE_PART = 0.5  # of the readouts of a frame, at least; else it is not made
 MAPS_PART = 0.9  # of those of the frame whose coil maps are kept; until then each frame has its own
 
