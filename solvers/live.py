@@ -84,7 +84,8 @@ class LiveWindow:
         self, maps: Any, kernel: Any, adjoint: Any, sampled: Any, *, weight: float, frames: int, team: Team
     ) -> None:  # fmt: skip
         xp = array_module(maps)
-        self.frames, self._team, self._shape = frames, team, maps.shape[1:]
+        self.frames, self._shape = frames, maps.shape[1:]
+        self._alone = Team(1)  # in steps this short, threads would wait for each other longer than they work
         density = toeplitz.k_space_diagonal(kernel, maps)
         top = float(density.max())
         self._density = xp.where(sampled, density.clip(FLOOR * top), xp.float32(np.inf))
@@ -134,7 +135,7 @@ class LiveWindow:
             return
         if count not in self._inverses:
             terms = (self._term,) if self._term.weight else ()
-            self._inverses[count] = KSpaceInverse(self._density, terms, (count,), self._team, self._batch)
+            self._inverses[count] = KSpaceInverse(self._density, terms, (count,), self._alone, self._batch)
         first = self.frames - count
         images = self._images[first:]
         gradient, split, way, direction, change, step, step_change = (
@@ -156,7 +157,7 @@ class LiveWindow:
                 way[place] += penalty * difference.adjoint(2 * soft(v, threshold) - v - now)
             direction[place] = way[place]
 
-        self._team.each(descend, len(parts))
+        self._alone.each(descend, len(parts))
         along = self._inverses[count](direction)
         self._normal(direction.reshape(-1, *self._shape), change.reshape(-1, *self._shape), first)
         sums = np.zeros((len(parts), 4))
@@ -172,7 +173,7 @@ class LiveWindow:
                 inner(there, way[place]),
             )
 
-        self._team.each(measure, len(parts))
+        self._alone.each(measure, len(parts))
         curvature, mixed, other, along_step = sums.sum(axis=0)
         length, momentum = best_step(curvature, mixed, other, along, along_step)
 
@@ -184,7 +185,7 @@ class LiveWindow:
             images[1:][place] += step[place]
             gradient[place] -= step_change[place]
 
-        self._team.each(walk, len(parts))
+        self._alone.each(walk, len(parts))
 
 
 def best_step(curvature: float, mixed: float, other: float, along: float, along_other: float) -> tuple[float, float]:
