@@ -13,6 +13,7 @@ the whole scan is reconstructed once more when it is over, by the batch solver. 
 Reference: Lim et al., Magn Reson Med 2019;81:234, doi 10.1002/mrm.27393 (temporal finite differences, spirals).
 """
 
+import contextvars
 import functools
 import itertools
 from collections import deque
@@ -60,7 +61,7 @@ class LiveReconstruction(SpiralReconstruction):
         4, "Latest frames that the iterations change; more than lag_frames.", minimum=1, maximum=1000
     )
     num_iter: int = parameter(
-        6, "Iterations on the newest frames for each frame; fewer where the machine is too slow.", minimum=1
+        4, "Iterations on the newest frames for each frame; fewer where the machine is too slow.", minimum=1
     )
     reg_lambda: float = parameter(0.00008, "Weight of the temporal total variation, in the unit of TFD.", minimum=0)
     calibration_arms: int = parameter(
@@ -212,7 +213,7 @@ class Live:
 
     def make_tables(self, fitted: Trajectory) -> None:
         """Make the tables of a trajectory in the background; what goes wrong shows when they are used."""
-        self._background.submit(self._tables_of, fitted)
+        self._background.submit(contextvars.copy_context().run, self._tables_of, fitted)
 
     def begin(self, readouts: Readouts, fitted: Trajectory) -> Future[LiveStart]:
         """Make coil maps and what else the iterations start with, in the background."""
@@ -224,7 +225,7 @@ class Live:
                 weight=options.reg_lambda * LAMBDA_FRAMES, window_frames=options.window_frames, team=self._team,
             )  # fmt: skip
 
-        return self._background.submit(work)
+        return self._background.submit(contextvars.copy_context().run, work)  # log lines carry the session's id
 
     def summaries(self) -> Iterator[str]:
         """Yield what the client should know when the scan is over."""

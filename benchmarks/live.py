@@ -113,9 +113,8 @@ def main() -> None:
     compared = range(SETTLED, frames - 8)
     groups = [range(ARMS * n, ARMS * (n + 1)) for n in compared]
     truth = simulation.truth.frames(groups) * coils.rssq(simulation.truth.maps())
-    print(
-        f"| frames of {1e3 * ARMS * tr:.1f} ms | made | error | change | p50, p99 [ms] |\n| --- | --- | --- | --- | --- |"
-    )
+    print(f"| frames of {1e3 * ARMS * tr:.1f} ms | made | error | change | p50, p99 [ms] |")
+    print("| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "configs").mkdir()

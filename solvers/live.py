@@ -36,6 +36,8 @@ cost:
 - Weight: 0.25 to 0.5 of the best one of the batch reconstruction are as good; the same weight has 10 % more error, as
   the newest frame has no future to be tied to.
 - The floor of the preconditioner makes no difference once the corners are held.
+- Threads: frames of E^H E are shared among them. The shorter steps in between are faster in one.
+- Iterations on the newest frames: from 4 to 6, a sixth less error of the newest frame; from 6 to 8, a twentieth.
 - Kernels of half precision: the same images, in the same time. Coils: those that keep 99.9 % of the energy; with all of
   them the images are the same, and take twice the time.
 """
