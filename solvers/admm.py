@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from recon.arrays import array_module
-from solvers.linops import Difference
+from solvers.linops import Difference, HeldDifference
 from solvers.team import Team
 from solvers.transforms import open_transform
 
@@ -56,7 +56,7 @@ class Term:
         Of the distance between D x and its copy: how fast the two approach each other.
     """
 
-    difference: Difference
+    difference: Difference | HeldDifference
     weight: float
     penalty: float
 
