@@ -6,11 +6,14 @@ import pytest
 
 import mrdhelper
 import rtspiral_live_tvrecon as live
-from recon import configuration
+from recon import configuration, spiral
 from recon.configuration import ConfigurationError
 from recon.latency import LatencyLedger
-from rtspiral_live_tvrecon import Effort, LiveConfig, LiveReconstruction
+from rtspiral_live_tvrecon import LiveConfig
 from simulation.spiralsimulation import FIRST_TIME_STAMP
+from solvers import liveslices
+from solvers.effort import Effort
+from solvers.liveslices import LiveReconstruction
 from spiral_sessions import Client, change, configure, error, small_scan, true_images
 
 ARMS, FRAMES, CALIBRATION = 7, 40, 112  # the latter 16 frames
@@ -100,8 +103,8 @@ def test_a_frame_is_sent_when_so_many_later_ones_are_in(scan, lag):
             yield item
 
     config = LiveConfig((scan.trajectory.file.parent,), settings)
-    session = live.spiral.SpiralScan(config, scan.header)
-    frames = live.reconstruct(session.readouts(watched()), session, settings, None, [])
+    session = spiral.SpiralScan(config, scan.header)
+    frames = liveslices.reconstruct(session.readouts(watched()), session, settings, None, [])
     begun = [(frame.head.scan_counter, len(taken)) for frame in frames if frame.method == LIVE]
     first = ARMS * 16
     middles = [first + ARMS * n + ARMS // 2 + 1 for n in range(24)]
