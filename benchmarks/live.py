@@ -1,25 +1,34 @@
 """The live reconstruction beside view-sharing and the batch solver: errors to the truth, and time per frame.
 
-    python benchmarks/live.py [--frames N]
+    python benchmarks/live.py [--frames N] [--pixels N] [--coils N] [--only TEXT ...] [--busy]
 
 One simulated scan (128 x 128, 8 coils, beating heart, breathing) goes through client and server on this machine, at
 the scanner's pace where images come while the scan runs. Errors are relative to the truth after one factor for all
 images; "change" is the correlation of what changes over the images with the true change. Times are from the arrival of
-a frame's own last readout to the sending of its image; for the batch reconstruction, the session's by its frames.
+a frame's own last readout to the sending of its image: of all compared frames, and the median of the first and the
+last fifth of them. Memory is the server's: after a quarter of the scan, and the most. For what comes after the scan, time
+is that of the session by its frames. BART's ``rtnlinv``, which makes frame after frame but no stream, runs on a part of
+the scan. With ``--busy`` another process takes what it gets of one core.
 """
 
 import argparse
+import contextlib
+import multiprocessing
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ismrmrd
 import numpy as np
+import psutil
 from iterative import toml
 from numpy.typing import NDArray
 from streaming import PROJECT, running_server
@@ -27,8 +36,10 @@ from temporal_weight import change, error
 
 sys.path.insert(0, str(PROJECT))
 
+import bart_tools
 import coils
 from mrdhelper import SECONDS_PER_TICK
+from mrdio.cfl import COIL_DIM, PHS1_DIM, PHS2_DIM, READ_DIM, TIME_DIM, on_axes
 from mrdio.mrdfile import MrdReader, MrdWriter
 from recon.trajectory import write_metafile
 from rtspiral_bart_tvrecon import TfdConfig
@@ -39,6 +50,7 @@ from simulation.spiralsimulation import FIRST_TIME_STAMP, Scan, Simulation, simu
 
 ARMS, SHARED_ARMS = 7, 55
 SETTLED = 60  # frames: those before belong to the start
+BART_FRAMES = range(40, 80)  # of BART's run, from SETTLED on compared
 
 
 @dataclass(frozen=True)
@@ -84,38 +96,107 @@ def frames_of(case: Case, images: Iterable[ismrmrd.Image], tr: float) -> dict[in
     return {round((image.acquisition_time_stamp - FIRST_TIME_STAMP) * seconds): image for image in images}
 
 
-def row(case: Case, images: dict[int, ismrmrd.Image], seconds: float, truth: NDArray, compared: range) -> str:
+def row(
+    case: Case, images: dict[int, ismrmrd.Image], seconds: float, truth: NDArray, compared: range, memory: str
+) -> str:
     """Row of the table."""
     made = [n for n in compared if n in images]
     pixels, truth = np.array([images[n].data[0, 0] for n in made], float), truth[np.array(made) - compared.start]
-    text = (
-        f"| {case.name} | {len(made)} of {len(compared)} | {error(pixels, truth):.3f} | {change(pixels, truth):.3f} |"
-    )
+    count = f"{len(made)} of {len(compared)}"
+    text = f"| {case.name} | {count} | {error(pixels, truth):.3f} | {change(pixels, truth):.3f} |"
     if not case.realtime:
-        return f"{text} {1e3 * seconds / len(images):.0f} per frame, after the scan |"
-    times = [float(images[n].meta["ProcessingTime_ms"]) for n in made]
-    return f"{text} {np.percentile(times, 50):.0f}, {np.percentile(times, 99):.0f} |"
+        return f"{text} {1e3 * seconds / len(images):.0f} per frame, after the scan | | {memory} |"
+    times = np.array([float(images[n].meta["ProcessingTime_ms"]) for n in made])
+    part = max(len(times) // 5, 1)
+    medians = ", ".join(f"{np.median(some):.0f}" for some in (times[:part], times[-part:]))
+    return f"{text} {np.percentile(times, 50):.0f}, {np.percentile(times, 99):.0f} | {medians} | {memory} |"
 
 
-def simulated(frames: int) -> Simulation:
+def bart_row(simulation: Simulation, steps: int, truth: NDArray, compared: range) -> str:
+    """Row of BART's real-time reconstruction, by so many Newton steps."""
+    bart, k = bart_tools.find_bart(), simulation.trajectory.cycles_per_fov()
+    readouts = list(simulation.acquisitions())[ARMS * BART_FRAMES.start : ARMS * BART_FRAMES.stop]
+    fitted = simulation.trajectory.fitted_to(readouts[0])
+    shape = (len(BART_FRAMES), ARMS)
+    columns = np.arange(ARMS * BART_FRAMES.start, ARMS * BART_FRAMES.stop).reshape(shape) % len(k)
+    plane = np.concatenate([k[columns], np.zeros((*columns.shape, k.shape[1], 1))], axis=-1)
+    samples = np.stack([fitted.samples(each) for each in readouts]).reshape(*shape, -1, k.shape[1])
+    trajectory = on_axes(plane.astype(np.complex64), TIME_DIM, PHS2_DIM, PHS1_DIM, READ_DIM)
+    kspace = on_axes(samples, TIME_DIM, PHS2_DIM, COIL_DIM, PHS1_DIM)
+    size = simulation.trajectory.matrix_size()
+    options = ["-i", steps, "-N", "-S", "-t", trajectory]
+    begin = time.perf_counter()
+    images, *_ = bart_tools.run(bart, "rtnlinv", options, kspace, timeout=3600)
+    seconds = (time.perf_counter() - begin) / len(BART_FRAMES)
+    shown = range(max(SETTLED, compared.start), min(BART_FRAMES.stop, compared.stop))
+    movie = np.abs(np.moveaxis(images.reshape(size, size, -1), (0, 1), (2, 1)))[shown.start - BART_FRAMES.start :]
+    expected = truth[shown.start - compared.start : shown.stop - compared.start]
+    text = f"| BART rtnlinv -i {steps} | {len(movie)} of {len(movie)} | {error(movie, expected):.3f} |"
+    return f"{text} {change(movie, expected):.3f} | {1e3 * seconds:.0f} per frame, after the scan | | |"
+
+
+class Memory(threading.Thread):
+    """Watches the memory of a server [MiB], until `stop` is called."""
+
+    def __init__(self, process: int) -> None:
+        super().__init__(daemon=True)
+        self._process, self._stopped, self._sizes = psutil.Process(process), threading.Event(), [0]
+
+    def run(self) -> None:
+        """Look four times a second."""
+        while not self._stopped.wait(0.25):
+            self._sizes.append(self._process.memory_info().rss >> 20)
+
+    def stop(self) -> str:
+        """After a quarter of the time, and the most."""
+        self._stopped.set()
+        self.join()
+        return f"{self._sizes[len(self._sizes) // 4]}, {max(self._sizes)}"
+
+
+@contextlib.contextmanager
+def another_process(busy: bool) -> Iterator[None]:
+    """Let another process use the processor."""
+    process = multiprocessing.get_context("spawn").Process(target=spin, daemon=True)
+    if busy:
+        process.start()
+    try:
+        yield
+    finally:
+        if busy:
+            process.kill()
+
+
+def spin() -> None:
+    """Use the processor for ever."""
+    while True:
+        os.getpid()
+
+
+def simulated(frames: int, pixels: int, coil_count: int) -> Simulation:
     """The scan."""
-    scan = Scan(readouts=ARMS * frames, coils=8, noise=0.002, heart_rate=84, waveforms=False)
-    return simulate(design_spiral(SpiralDesign()), scan)
+    scan = Scan(readouts=ARMS * frames, coils=coil_count, noise=0.002, heart_rate=84, waveforms=False)
+    return simulate(design_spiral(SpiralDesign(resolution=0.256 / pixels)), scan)
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=200, help=f"of the scan, more than {SETTLED + 8}")
-    frames = parser.parse_args().frames
-    simulation = simulated(frames)
+    parser.add_argument("--pixels", type=int, default=128, help="of the images, along each side")
+    parser.add_argument("--coils", type=int, default=8)
+    parser.add_argument("--only", nargs="+", default=[""], help="rows that have one of these texts in their name")
+    parser.add_argument("--busy", action="store_true", help="beside a process that does not rest")
+    options = parser.parse_args()
+    simulation = simulated(options.frames, options.pixels, options.coils)
     tr = 1e-3 * simulation.header.sequenceParameters.TR[0]
-    compared = range(SETTLED, frames - 8)
+    compared = range(SETTLED, options.frames - 8)
     groups = [range(ARMS * n, ARMS * (n + 1)) for n in compared]
     truth = simulation.truth.frames(groups) * coils.rssq(simulation.truth.maps())
-    print(f"| frames of {1e3 * ARMS * tr:.1f} ms | made | error | change | p50, p99 [ms] |")
-    print("| --- | --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory() as name:
+    heading = f"frames of {1e3 * ARMS * tr:.1f} ms | made | error | change | p50, p99 [ms]"
+    print(f"| {heading} | p50 of the first, the last fifth | memory [MiB] |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as name, another_process(options.busy):
         folder = Path(name)
         (folder / "configs").mkdir()
         (folder / "seq_meta").mkdir()
@@ -125,15 +206,23 @@ def main() -> None:
             writer.write_header(simulation.header)
             for readout in simulation.acquisitions():
                 writer.write(readout)
-        with running_server(folder=folder) as (port, _):
-            for case in CASES:
+        for case in CASES:
+            if not any(text in case.name for text in options.only):
+                continue
+            with running_server(folder=folder) as (port, server):
+                memory = Memory(server.pid)
+                memory.start()
                 begin = time.perf_counter()
                 images, said = run(case, folder, raw, port)
                 seconds = time.perf_counter() - begin
-                print(row(case, frames_of(case, images, tr), seconds, truth, compared), flush=True)
-                for line in said.splitlines():
-                    if "too slow" in line or "behind the scan" in line:
-                        print(line, file=sys.stderr)
+                used = memory.stop()
+            print(row(case, frames_of(case, images, tr), seconds, truth, compared, used), flush=True)
+            for line in said.splitlines():
+                if "too slow" in line or "behind the scan" in line:
+                    print(line, file=sys.stderr)
+        if shutil.which("bart") and any(text in "BART" for text in options.only):
+            for steps in (6,):
+                print(bart_row(simulation, steps, truth, compared), flush=True)
 
 
 if __name__ == "__main__":
