@@ -1,13 +1,15 @@
 """Cartesian reconstruction of clinical scans: noise, EPI, acceleration, partial Fourier, coil combination.
 
 One magnitude image comes back for each repetition, slice (or partition), contrast, set and cardiac phase, as soon as
-its data are complete. Settings: ``configs/cartesian_recon_config.toml``, read for each scan. See ``doc/cartesian.md``.
+its data are complete; those of the first repetition come together, as they give the intensity scale. Settings:
+``configs/cartesian_recon_config.toml``, read for each scan. See ``doc/cartesian.md``.
 
 The steps, each a function or a generator of its own: readouts are whitened (`recon.noise`); those of EPI regridded and
 corrected (`recon.epi`); sorted into volumes (`recon.volumes`); missing lines filled (`recon.parallel`); missing sides
 of k-space filled (`recon.partialfourier`); coils combined (`coils`).
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ from recon.conditioning import virtual_coils
 from recon.configuration import parameter
 from recon.fourier import centred_ifft
 from recon.kspacevolume import KSpaceVolume
+from recon.mrdencoding import multiband_factor
 from recon.reconspace import ReconSpace
 from recon.telling import once
 from recon.volumes import sort_volumes
@@ -80,23 +83,21 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     lines = CalibrationLines(header, whitening.whitened, connection.dependency, connection.warn)
     reconstruct = Reconstruction(options, metadata, lines, whitening, connection.info, connection.warn)
     to_pixels = None if options.snr_units else mrdhelper.SeriesScale(header, connection.warn)
+    volumes = lines.awaited(sort_volumes(readouts, header, connection.warn, lines.add))
+    results = ((volume, phase, *reconstruct(volume, phase)) for volume in volumes for phase in range(len(volume.heads)))
+    batches = ([each] for each in results) if to_pixels is None else cartesian.first_repetition_together(results)
     index = 0
-    for volume in lines.awaited(sort_volumes(readouts, header, connection.warn, lines.add)):
-        for phase in range(len(volume.heads)):
-            magnitude, g_factor = reconstruct(volume, phase)
-            if to_pixels is not None:
-                to_pixels.see(magnitude)
+    for batch in batches:
+        if to_pixels is not None:
+            to_pixels.see(*(magnitude for _, _, magnitude, _ in batch))
+        for volume, phase, magnitude, g_factor in batch:
+            view = cartesian.field_of_view(volume)
             for head, pixels, gain in zip(cartesian.partition_heads(volume, phase), magnitude, g_factor, strict=True):
                 index += 1
-                view = cartesian.field_of_view(volume)
-                shown = pixels if to_pixels is None else to_pixels(pixels)
-                connection.send_image(mrdhelper.build_image(shown, head, header, index=index, field_of_view=view))
+                build = functools.partial(mrdhelper.build_image, index=index, field_of_view=view)
+                connection.send_image(build(pixels if to_pixels is None else to_pixels(pixels), head, header))
                 if options.snr_units:
-                    connection.send_image(
-                        mrdhelper.build_image(
-                            gain, head, header, index=index, series=1, field_of_view=view, meta=G_FACTOR
-                        )
-                    )
+                    connection.send_image(build(gain, head, header, series=1, meta=G_FACTOR))
     if index == 0:
         connection.warn("there were no imaging readouts, so there is no image")
 
@@ -129,6 +130,9 @@ class Reconstruction:
     ) -> None:
         self._options, self._metadata, self._lines, self._whitening = options, metadata, lines, whitening
         self._tell, self._warn = once(tell), once(warn)
+        for encoding in getattr(metadata, "encoding", None) or []:
+            if bands := multiband_factor(encoding):
+                self._warn(f"multiband_factor is {bands}: slices excited together are not told apart, they overlap")
         settings = (options.reg_lambda or None, options.num_iter or None)
         self._parallel = parallel.ParallelImaging(options.acceleration, *settings, self._tell, self._warn)
         self._origins: dict[tuple[int, ...], tuple[Any, ...]] = {}  # of the calibration lines of each series
@@ -152,7 +156,10 @@ class Reconstruction:
         if cartesian.has_far_peak(volume.kspace[..., phase]):
             self._warn(FAR_PEAK)
         # Whatever the unit of the data is: energies neither overflow nor vanish.
-        unit = float(np.abs(volume.kspace[..., phase]).max()) or 1.0
+        unit = float(np.abs(volume.kspace[..., phase]).max())
+        if unit == 0:
+            self._warn("all samples of an image are zero: it is black")
+            unit = 1.0
         kspace = space.without_oversampling(volume.kspace[..., phase] / unit)
         calibration = self._lines.of(volume, phase)
         if calibration.origin != self._origins.get(series):  # lines of this repetition: what others gave is left

@@ -6,9 +6,9 @@ One simulated scan (128 x 128, 8 coils, beating heart, breathing) goes through c
 the scanner's pace where images come while the scan runs. Errors are relative to the truth after one factor for all
 images; "change" is the correlation of what changes over the images with the true change. Times are from the arrival of
 a frame's own last readout to the sending of its image: of all compared frames, and the median of the first and the
-last fifth of them. Memory is the server's: after a quarter of the scan, and the most. For what comes after the scan, time
-is that of the session by its frames. BART's ``rtnlinv``, which makes frame after frame but no stream, runs on a part of
-the scan. With ``--busy`` another process takes what it gets of one core.
+last fifth of them. Memory is the server's: after a quarter of the scan, and the most. For what comes after the scan,
+time is that of the session by its frames. BART's ``rtnlinv``, which makes frame after frame but no stream, runs on a
+part of the scan. With ``--busy`` another process takes what it gets of one core.
 """
 
 import argparse

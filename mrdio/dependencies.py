@@ -216,6 +216,40 @@ class DependencyStore:
                     logger.info("Removed the measurement %s (%s)", path, flag)
 
 
+def in_order_of(dependency: Dependency, header: Any) -> Dependency:
+    """Return a measurement with its channels in the order of another scan, where both headers name their coils.
+
+    Raises
+    ------
+    DependencyError
+        They name other coils.
+    """
+    theirs, ours = coil_names(dependency.header), coil_names(header)
+    if theirs == ours or not (theirs and ours):
+        return dependency
+    if sorted(theirs) != sorted(ours):
+        raise DependencyError(
+            f"the measurement {dependency.measurement} is of the coils {', '.join(theirs)}, "
+            f"the scan of {', '.join(ours)}"
+        )
+    order = [theirs.index(name) for name in ours]
+    readouts = [
+        ismrmrd.Acquisition(each.getHead(), each.data[order], each.traj) if each.active_channels == len(order) else each
+        for each in dependency.readouts
+    ]
+    return Dependency(dependency.measurement, dependency.header, readouts)
+
+
+def coil_names(header: Any) -> list[str]:
+    """Names of the coils in the order of the channels; empty where the header does not name each once."""
+    labels = getattr(getattr(header, "acquisitionSystemInformation", None), "coilLabel", None) or []
+    numbers = [label.coilNumber for label in labels]
+    if sorted(numbers) == list(range(len(numbers))):
+        labels = sorted(labels, key=lambda label: label.coilNumber)
+    names = [label.coilName or "" for label in labels]
+    return names if len(set(names)) == len(names) and all(names) else []
+
+
 def _write(recorder: Recorder, identifier: MessageId, content: Any = None) -> None:
     for part in encode(identifier, content):
         if len(part):
@@ -247,7 +281,7 @@ class DependencyLookup:
         problems = []
         for measurement in named_in(self._header, kind):
             try:
-                return self._store.load(measurement)
+                return in_order_of(self._store.load(measurement), self._header)
             except DependencyError as error:
                 problems.append(str(error))
         if problems and kind.lower() not in self._told:

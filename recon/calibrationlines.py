@@ -45,9 +45,9 @@ class CalibrationLines:
     """Finds the calibration lines of each volume.
 
     In this order: lines that were acquired for calibration only, before the image or between its lines; the block of
-    neighbouring lines round the k-space centre of the volume itself, or of an earlier repetition; the lines of
-    successive repetitions together, of interleaved scans; the stored calibration scan that the header names. The first
-    block with `FEWEST` lines is taken, or else the largest.
+    neighbouring lines round the k-space centre of the volume itself, of an earlier repetition, or of another phase or
+    contrast; the lines of successive repetitions together, of interleaved scans; the stored calibration scan that the
+    header names. The first block with `FEWEST` lines is taken, or else the largest.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class CalibrationLines:
             lambda: Calibration(
                 _central(volume.kspace[..., phase], volume.sampled[..., phase] > 0), ("own", volume.key.repetition)
             ),
-            lambda: self._kept.get(series),
+            lambda: self._kept.get(series) or self._of_others(volume),
             lambda: self._merged_of(volume, phase),
             lambda: self._of_other_scan(volume),
         )
@@ -125,8 +125,17 @@ class CalibrationLines:
                 if best.rows >= FEWEST:
                     break
         if best.origin[:1] == ("own",) and best.rows >= FEWEST:
+            self._kept.pop(series, None)  # the newest is last
             self._kept[series] = best
         return best
+
+    def _of_others(self, volume: KSpaceVolume) -> Calibration | None:
+        """Return the newest lines of the slice with another contrast, set or phase."""
+        place, shape = (volume.key.encoding_space_ref, volume.key.slice), volume.kspace.shape
+        for series, found in reversed(self._kept.items()):
+            if series[:2] == place and (len(found.block), found.block.shape[3]) == (shape[0], shape[3]):
+                return found
+        return None
 
     def _are_calibrated(self, volumes: list[KSpaceVolume]) -> bool:
         return all(

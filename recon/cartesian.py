@@ -24,6 +24,9 @@ __all__ = ["KSpacePlane", "is_imaging", "sort_readouts", "sort_repetitions", "to
 
 logger = logging.getLogger(__name__)
 
+IMAGE_COUNTERS = ("slice", "contrast", "set")  # of the volumes of a repetition
+ABOVE_NOISE = 20  # a largest sample over the median: that of noise is below 8
+Result = tuple[KSpaceVolume, int, NDArray[np.float32], NDArray[np.float32]]  # volume, phase, magnitude, g-factor
 READOUT_AXIS, PHASE_ENCODE_AXIS = 2, 1  # of [channel, phase encode, readout, phase]
 
 
@@ -109,8 +112,7 @@ def sort_repetitions(
         mine = waiting.setdefault(volume.key.repetition, [])
         mine.append(volume)
         spaces = {each.key.encoding_space_ref: each.encoding for each in mine}
-        names = ("slice", "contrast", "set")
-        if len(mine) >= sum(math.prod(counter_values(each, name) for name in names) for each in spaces.values()):
+        if len(mine) >= sum(map(images_of, spaces.values())):
             yield planes_of(volume.key.repetition)
     for repetition in sorted(waiting):
         yield planes_of(repetition)
@@ -182,14 +184,62 @@ def missing_ends(sampled: NDArray[np.bool_], encoding: Any) -> str | None:
                 f"{name}s {counters[0]} to {counters[-1]} were acquired, the header's encodingLimits promise "
                 f"{limit.minimum} to {limit.maximum}"
             )
-    return f"{'; '.join(texts)}: was the scan aborted? Expect a blurred image" if texts else None
+    return (
+        f"{'; '.join(texts)}: the rest is taken as left out by partial Fourier, or the scan was aborted"
+        if texts
+        else None
+    )
 
 
 def has_far_peak(kspace: NDArray[np.complex64]) -> bool:
-    """True if the largest sample of [coil, partition, row, sample] lies in the outer half of rows or of samples."""
+    """True if the largest sample lies in the outer half of rows or samples, and stands out from noise.
+
+    Parameters
+    ----------
+    kspace
+        [coil, partition, row, sample].
+    """
     magnitude = np.abs(kspace).max(axis=(0, 1))
     place = np.unravel_index(magnitude.argmax(), magnitude.shape)
-    return any(abs(index - size // 2) > size / 4 + 1 for index, size in zip(place, magnitude.shape, strict=True))
+    far = any(abs(index - size // 2) > size / 4 + 1 for index, size in zip(place, magnitude.shape, strict=True))
+    return far and bool(magnitude.any()) and bool(magnitude[place] > ABOVE_NOISE * np.median(magnitude[magnitude > 0]))
+
+
+def first_repetition_together(results: Iterable[Result]) -> Iterator[list[Result]]:
+    """Yield the images of the first repetition together, those of later ones one by one.
+
+    So one intensity scale can be found that holds for all slices, contrasts and sets. They come when there are as many
+    as the encoding limits promise, or else, and where the header lacks one of these, when a later repetition has begun.
+
+    Parameters
+    ----------
+    results
+        Of each volume and cardiac phase.
+    """
+    first: list[Result] | None = []
+    for result in results:
+        key = result[0].key
+        if first is None:
+            yield [result]
+            continue
+        if first and key.repetition != first[0][0].key.repetition:
+            yield first
+            first = None
+            yield [result]
+            continue
+        first.append(result)
+        spaces = {each[0].key.encoding_space_ref: each[0].encoding for each in first}
+        known = all(counter_limit(each, name) for each in spaces.values() for name in IMAGE_COUNTERS)
+        if known and len({each[0].key for each in first}) >= sum(map(images_of, spaces.values())):
+            yield first
+            first = None
+    if first:
+        yield first
+
+
+def images_of(encoding: Any) -> int:
+    """Number of volumes in each repetition, by the encoding limits."""
+    return math.prod(counter_values(encoding, name) for name in IMAGE_COUNTERS)
 
 
 def _enclosed(acquired: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:

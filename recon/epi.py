@@ -370,6 +370,7 @@ def corrected(
     corrector = _Corrector(mode, tell, warn)
     channels = None
     directions = set()
+    misfits = 0
     for item in items:
         reference = item.encoding_space_ref if isinstance(item, ismrmrd.Acquisition) else len(encodings)
         if reference >= len(encodings):
@@ -384,6 +385,11 @@ def corrected(
             continue
         if is_calibration_only(item) and not encoding.fits(item):
             yield item  # of a sequence of its own, as FLASH reference lines are
+            continue
+        if navigator and not encoding.fits(item):
+            if not misfits:
+                warn(f"navigator {item.scan_counter} is left out: it is no echo like the lines; so is any further one")
+            misfits += 1
             continue
         channels = channels or item.active_channels
         if item.active_channels != channels:

@@ -8,10 +8,14 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
+from recon import memory
 from recon.fourier import Axis
-from recon.mrdencoding import counter_limit, encoding_axis, encoding_of, first_index, is_mirrored
+from recon.mrdencoding import counter_limit, counter_values, encoding_axis, encoding_of, first_index, is_mirrored
 
-MAX_POINTS = 2**28  # complex numbers in one k-space (2 GiB, and as much again in each step to the image)
+MAX_POINTS = 2**30  # complex numbers in one k-space: 8 GiB, and as much again in some steps to the image
+FEWEST_POINTS = 2**26  # that there always has to be memory for
+COPIES = 4  # of k-space that are in memory at a time
+PEAK_TOLERANCE = 2  # [rows] from the row of most signal to the k-space centre
 
 
 class OutsideMatrixError(ValueError):
@@ -97,11 +101,8 @@ def place(key: Key, readouts: list[Any], metadata: Any) -> tuple[KSpaceVolume, i
     counters = sorted({readout.idx.phase for readout in readouts})
     phases = {counter: position for position, counter in enumerate(counters)}
 
+    check_size(encoding, readouts[0], len(phases))
     shape = (readouts[0].active_channels, partitions.points, rows.points, columns.points, len(phases))
-    largest = shape[0] * shape[-1] * math.prod(max(axis) for axis in (partitions, rows, columns))
-    if largest > MAX_POINTS:
-        raise ValueError(f"k-space [channel, z, y, x, phase] of size {shape} is beyond {MAX_POINTS} points")
-
     kspace = np.zeros(shape, dtype=np.complex64)
     count = np.zeros(shape[1:], dtype=np.uint32)
     nearest: dict[int, tuple[int, Any]] = {}
@@ -144,6 +145,45 @@ def place(key: Key, readouts: list[Any], metadata: Any) -> tuple[KSpaceVolume, i
         partitions=partitions,
         mirrored=is_mirrored(metadata),
     ), outside
+
+
+def check_size(encoding: Any, readout: Any, phases: int = 1) -> None:
+    """Check that there is memory for a volume with so many cardiac phases.
+
+    Raises
+    ------
+    ValueError
+        When there is not.
+    """
+    axes = axes_of(encoding, [readout])
+    axes = (*axes[:2], encoding_axis(encoding, "z")) if counter_values(encoding, "kspace_encoding_step_2") > 1 else axes
+    points = readout.active_channels * phases * math.prod(max(axis) for axis in axes)
+    limit = max(min(MAX_POINTS, memory.usable() // (COPIES * np.dtype(np.complex64).itemsize)), FEWEST_POINTS)
+    if points > limit:
+        sizes = " x ".join(str(max(axis)) for axis in axes)
+        raise ValueError(
+            f"k-space of {readout.active_channels} channels, {sizes} points (x, y, z) and {phases} cardiac phases has "
+            f"{points} points; {limit} are the most that this machine has memory for"
+        )
+
+
+def centre_of_partial_fourier(volume: KSpaceVolume) -> int | None:
+    """Counter of the k-space centre along the rows, where the header's is wrong; None: it is right, or not known.
+
+    Some converters write half the matrix as the centre, also where partial Fourier leaves out the first lines, which
+    are not counted. The row of most signal is then off the centre by the number of lines that were left out.
+    """
+    limit = counter_limit(volume.encoding, "kspace_encoding_step_1")
+    amplitude = np.abs(volume.kspace).sum(axis=(0, 1, 3, 4), dtype=np.float64)
+    acquired = np.flatnonzero(volume.sampled.any(axis=(0, 2)))
+    if limit is None or volume.rows.points < 8 or len(acquired) == 0 or acquired[0] > 0 or limit.minimum > 0:
+        return None
+    left_out = volume.rows.points - 1 - int(acquired[-1])
+    step = int(np.diff(acquired).max(initial=1))
+    centre = limit.center - left_out
+    peak = int(amplitude.argmax()) - volume.rows.points // 2 + limit.center
+    found = left_out > max(PEAK_TOLERANCE, step) and abs(peak - centre) <= max(PEAK_TOLERANCE, step)
+    return centre if found and centre > 0 else None
 
 
 def add_readout(
@@ -193,7 +233,8 @@ def _oversampling_removed(readout: Any, columns: Axis) -> bool:
     """True if someone on the way halved the readout by removing its oversampling, and left the header as it was."""
     samples = readout.number_of_samples - readout.discard_pre - readout.discard_post
     centre = readout.center_sample - readout.discard_pre
-    centred = abs(centre - samples // 2) <= 1 or centre >= samples  # the latter: the centre was left as it was, too
+    unset = readout.center_sample == 0 or centre >= samples  # or left as it was, too
+    centred = abs(centre - samples // 2) <= 1 or unset
     return samples == columns.pixels and columns.points == 2 * columns.pixels == columns.transform and centred
 
 

@@ -80,6 +80,12 @@ def acceleration_factors(encoding: Any) -> tuple[int, int]:
     return max(first, 1), max(second, 1)
 
 
+def multiband_factor(encoding: Any) -> int:
+    """Number of slices that are excited at a time, where the header says that there are several; else 0."""
+    factor = getattr(getattr(getattr(encoding, "parallelImaging", None), "multiband", None), "multiband_factor", 0)
+    return factor if isinstance(factor, int) and factor > 1 else 0
+
+
 def is_mirrored(metadata: Any) -> bool:
     """True if k-space has the scanner's sign, so that the image needs a mirrored transform.
 

@@ -187,7 +187,11 @@ class Prewhitening:
             self.matrix = _whitening(noise, readouts[-1], self._metadata, self._tell, self._warn, self._stored)
         messages = itertools.chain(held, items)
         del noise, held, readouts  # or they would stay in memory as long as the scan
+        late = False
         for item in messages:
+            if is_noise(item) and not late:
+                late = True
+                self._tell("noise readouts after the first imaging readout are not used")
             yield self.whitened(item)
 
     def whitened(self, item: Any) -> Any:
@@ -235,6 +239,7 @@ def _whitening(
             return None
         noise, source = measurement.readouts, f"of the stored measurement {measurement.measurement}"
         noise = [each for each in noise if is_noise(each)] or noise
+    noise = [each for each in noise if each.active_channels == readout.active_channels] or noise  # of its own coils
     try:
         covariance = NoiseCovariance(noise)
         if covariance.coils != readout.active_channels:

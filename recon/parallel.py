@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 METHODS = ("auto", "grappa", "sense", "l1-wavelet", "none")
 MOSTLY_SAMPLED = 0.8  # of the acquired region: what a few lost lines leave is solved without a wavelet penalty
+KEPT = 64  # series whose kernels or maps are kept
 SETS = 2  # of coil maps: an object larger than the field of view overlaps itself
 
 
@@ -73,8 +74,8 @@ class ParallelImaging:
         self._options: dict[str, Any] = {"reg_lambda": reg_lambda, "num_iter": num_iter}
         self._options = {name: value for name, value in self._options.items() if value is not None}
         self._tell, self._warn = tell, warn
-        self._kernels: dict[tuple[int, ...], Grappa] = {}
-        self._maps: dict[tuple[int, ...], NDArray[np.complex64]] = {}
+        self._kernels: dict[tuple[int, ...], Grappa] = {}  # of the latest series
+        self._maps: dict[tuple[int, ...], NDArray[np.complex64]] = {}  # the same
 
     def forget(self, series: tuple[int, ...]) -> None:
         """Drop kernels and maps of earlier repetitions."""
@@ -117,6 +118,9 @@ class ParallelImaging:
         try:
             method, reason = self._choose(sampled, lines / sites)
             if method == "grappa":
+                factor = find_lattice(sampled).factor
+                if factor > len(kspace):
+                    self._warn(f"{len(kspace)} coil(s) cannot make up for an acceleration of {factor}: expect aliasing")
                 kernels = self._calibrated(series, kspace, sampled, calibration, noise_variance)
                 gain = np.float32(np.sqrt(sites / lines))
 
@@ -152,7 +156,7 @@ class ParallelImaging:
         kernels = self._kernels.get(series)
         if kernels is None or not kernels.fits(kspace.shape, sampled):
             kernels = calibrate(_needed(calibration), kspace, sampled, noise_variance)
-            self._kernels[series] = kernels
+            _keep(self._kernels, series, kernels)
         return kernels
 
     def _solved(
@@ -161,12 +165,20 @@ class ParallelImaging:
         """Return the k-space [set, partition, row, sample] of the image that SENSE or l1-wavelet makes."""
         maps = self._maps.get(series)
         if maps is None or maps.shape[1:] != kspace.shape:
-            maps = self._maps[series] = espirit.coil_maps(_needed(calibration), kspace.shape[1:], SETS)
+            maps = espirit.coil_maps(_needed(calibration), kspace.shape[1:], SETS)
+            _keep(self._maps, series, maps)
         solve = sense.l1_wavelet if method == "l1-wavelet" else sense.sense
         image = solve(kspace, sampled, maps, **self._options, noise_variance=noise_variance)
         for axis in (1, 2, 3):
             image = centred_fft(image, axis)
         return image.astype(np.complex64)
+
+
+def _keep(kept: dict[tuple[int, ...], Any], series: tuple[int, ...], value: Any) -> None:
+    """Keep a value for the next repetition, and drop the oldest ones, so that slices and phases do not fill memory."""
+    kept[series] = value
+    while len(kept) > KEPT:
+        del kept[next(iter(kept))]
 
 
 def _needed(calibration: NDArray[np.complex64] | None) -> NDArray[np.complex64]:

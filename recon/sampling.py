@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+NEAR_CENTRE = 2  # lines from the centre, of which one has to be there
 MAX_FACTOR = 16  # larger lattices fit lines that lie there by chance
 
 
@@ -97,34 +98,45 @@ def acquired_region(sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
     So partial Fourier and elliptical scans leave sites empty outside, acceleration inside.
     """
-    sites = np.argwhere(sampled)
-    if len(sites) == 0:
-        return np.zeros_like(sampled)
-    low, high = sites.min(axis=0), sites.max(axis=0)
     region = np.zeros_like(sampled)
-    region[low[0] : high[0] + 1, low[1] : high[1] + 1] = True
-    if (high == low).any():
+    partitions = np.flatnonzero(sampled.any(axis=1))
+    if len(partitions) == 0:
         return region
-    from scipy.spatial import ConvexHull, QhullError
+    first = sampled[partitions].argmax(axis=1)
+    last = sampled.shape[1] - 1 - sampled[partitions, ::-1].argmax(axis=1)
+    every = np.arange(partitions[0], partitions[-1] + 1)
+    low, high = -_upper_hull(partitions, -first, every), _upper_hull(partitions, last, every)
+    if len(partitions) > 1 and (high - low < 1e-6).all():  # all on one line, which may be oblique
+        low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
+    rows = np.arange(sampled.shape[1])
+    region[every] = (rows >= low[:, np.newaxis] - 1e-6) & (rows <= high[:, np.newaxis] + 1e-6)
+    return region
 
-    try:
-        planes = ConvexHull(sites).equations
-    except QhullError:  # all on one oblique line
-        return region
-    places = np.indices(sampled.shape).reshape(2, -1)
-    inside = (planes[:, :2] @ places + planes[:, 2:] <= 1e-6).all(axis=0)
-    return inside.reshape(sampled.shape)
+
+def _upper_hull(places: NDArray[np.integer], values: NDArray[np.integer], every: NDArray[np.integer]) -> NDArray[Any]:
+    """Upper edge, at every place, of the convex hull of points (place, value); places rise."""
+    hull: list[tuple[int, int]] = []
+    for place, value in zip(places.tolist(), values.tolist(), strict=True):
+        while len(hull) > 1 and (
+            (hull[-1][0] - hull[-2][0]) * (value - hull[-2][1]) >= (hull[-1][1] - hull[-2][1]) * (place - hull[-2][0])
+        ):
+            hull.pop()
+        hull.append((place, value))
+    return np.interp(every, [place for place, _ in hull], [value for _, value in hull])
 
 
 def calibration_block(sampled: NDArray[np.bool_]) -> tuple[slice, slice]:
     """Return the largest block (partitions, rows) of neighbouring lines round the centre of k-space, for calibration.
 
-    It grows from the centre N // 2 by one line on a side in turn, as long as all are acquired. It is empty when the
-    centre itself was not.
+    It grows from the line nearest to the centre N // 2 by one line on a side in turn, as long as all are acquired. It
+    is empty when none near the centre was.
     """
-    low, high = [n // 2 for n in sampled.shape], [n // 2 + 1 for n in sampled.shape]
-    if not sampled[low[0], low[1]]:
+    centre = [n // 2 for n in sampled.shape]
+    near = [place for place in np.argwhere(sampled) if np.abs(place - centre).max() <= NEAR_CENTRE]
+    if not near:
         return slice(0, 0), slice(0, 0)
+    low = [int(index) for index in min(near, key=lambda place: np.abs(place - centre).sum())]
+    high = [index + 1 for index in low]
     grown = True
     while grown:
         grown = False

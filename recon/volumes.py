@@ -13,7 +13,14 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-from recon.kspacevolume import Key, KSpaceVolume, OutsideMatrixError, place
+from recon.kspacevolume import (
+    Key,
+    KSpaceVolume,
+    OutsideMatrixError,
+    centre_of_partial_fourier,
+    check_size,
+    place,
+)
 from recon.mrdencoding import (
     SAME_CONTRAST,
     acceleration_factors,
@@ -34,6 +41,7 @@ CALIBRATION_ROWS = 8  # neighbouring ones at least, before a scan of unknown cal
 NO_OWN_CALIBRATION = ("separate", "external", "interleaved")  # modes in which an image has no calibration lines itself
 LAST = (ismrmrd.ACQ_LAST_IN_SLICE, ismrmrd.ACQ_LAST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_MEASUREMENT)
 LAST_MASK = sum(1 << (flag - 1) for flag in LAST)
+LAST_OF_SLAB_MASK = sum(1 << (flag - 1) for flag in LAST[1:])  # of a slab, each partition or shot may end a "slice"
 
 
 # ------------------------------------------------------------------------------------------------- sorting readouts
@@ -56,7 +64,7 @@ def sort_volumes(
     items
         Readouts; waveforms, texts and None among them are ignored.
     metadata
-        The MRD header.
+        The MRD header. A centre that partial Fourier proves wrong is corrected in it.
     warn
         Called with a text about readouts that have no place or no use.
     calibration
@@ -72,10 +80,10 @@ def sort_volumes(
         When the header is missing, its trajectory is not Cartesian or its sizes are beyond limits, the trajectory in
         the readouts is none of straight lines, the number of channels changes, or no readout has a place in the matrix.
     """
-    builder = _Builder(metadata, warn)
+    builder = _Builder(metadata, warn, calibration)
     waiting: dict[Key, _Waiting] = {}
     newest: dict[tuple[int, int], int] = {}  # repetition of each slice of an encoding space
-    made: set[Key] = set()
+    made: dict[Key, set[int]] = {}  # cardiac phases of which there is an image
     calibrated: set[tuple[int, ...]] = set()  # slices that calibration lines came for, series that have none
     late = 0
 
@@ -88,7 +96,7 @@ def sort_volumes(
     for count, item in enumerate(_checked(items, metadata, warn, keep)):
         idx = item.idx
         key = Key(idx.repetition, item.encoding_space_ref, idx.slice, idx.contrast, idx.set)
-        late += key in made
+        late += idx.phase in made.get(key, ())
         if key not in waiting:
             encoding = encoding_of(metadata, key.encoding_space_ref)
             mode = calibration_mode(metadata, key.encoding_space_ref)
@@ -101,14 +109,19 @@ def sort_volumes(
             later = other.repetition < newest[series]
             known = not calibrated.isdisjoint({(other.slice,), other[1:]})
             if waiting[other].is_complete(later, known) or (later and waiting[other].is_left(count)):
-                made.add(other)
+                made.setdefault(other, set()).update(waiting[other].phases)
                 if not waiting[other].has_calibration():
                     calibrated.add(other[1:])
                 yield from builder.build(other, waiting.pop(other).readouts)
     if late:
-        warn(f"{late} readouts came after the image that they belong to: a further one was made of them")
+        warn(
+            f"{late} readouts came after the image that they belong to: half a matrix or more makes a further image, "
+            "fewer are left out"
+        )
     for key in sorted(waiting):
-        yield from builder.build(key, waiting.pop(key).readouts)
+        left = waiting.pop(key)
+        if not (left.is_remainder and left.phases <= made.get(key, set())):
+            yield from builder.build(key, left.readouts)
     builder.finish()
 
 
@@ -129,7 +142,7 @@ class _Waiting:
         self._count = 0  # of different places
         self._newest = 0  # number of the newest readout in the scan
         self._is_last = False
-        self._limit = counter_limit(encoding, "kspace_encoding_step_1")
+        self._limits = tuple(counter_limit(encoding, f"kspace_encoding_step_{step}") for step in (1, 2))
         self._lines = tuple(counter_values(encoding, f"kspace_encoding_step_{step}") for step in (1, 2))
         known = (counter_limit(encoding, name) for name in ("kspace_encoding_step_1", "average"))
         self._can_end = None not in known  # by a flag
@@ -146,7 +159,7 @@ class _Waiting:
         before = len(places)
         places.add((idx.kspace_encode_step_1, idx.kspace_encode_step_2))
         self._count += len(places) - before
-        self._is_last = bool(readout.flags & LAST_MASK)
+        self._is_last = bool(readout.flags & (LAST_MASK if self._lines[1] == 1 else LAST_OF_SLAB_MASK))
         self.readouts.append(readout)
 
     def is_complete(self, later_has_begun: bool, calibrated: bool) -> bool:
@@ -154,11 +167,23 @@ class _Waiting:
         ends_by_flag = self._can_end and self._is_last and (self._knows_phases or len(self._places) <= self._images)
         if not later_has_begun and not ends_by_flag:
             return False
+        if later_has_begun and all(map(is_calibration_only, self.readouts)):
+            return True
         if self._count >= self._images * math.prod(self._lines):
             return True
         if len(self._places) < self._images or not all(map(self._is_covered, self._places.values())):
             return False
         return later_has_begun or calibrated or not self._wants_calibration or self.has_calibration()
+
+    @property
+    def phases(self) -> set[int]:
+        """Cardiac phases."""
+        return {phase for _, phase in self._places}
+
+    @property
+    def is_remainder(self) -> bool:
+        """Whether these are less than half of the lines that the encoding limits promise."""
+        return 2 * self._count < self._images * math.prod(self._lines) / math.prod(self._factors)
 
     def has_calibration(self) -> bool:
         """Tell whether some image has neighbouring lines, as they are round the centre."""
@@ -174,13 +199,15 @@ class _Waiting:
 
     def _is_covered(self, places: set[tuple[int, int]]) -> bool:
         least = math.prod(count // factor for count, factor in zip(self._lines, self._factors, strict=True))
-        if self._lines[1] > 1:
-            return len(places) >= CORNERS * least
-        limit, factor = self._limit, self._factors[0]
-        rows = sorted({row for row, _ in places})
-        if limit is not None:
-            rows = [limit.minimum - 1, *rows, limit.maximum + 1]
-        return all(after - before <= factor for before, after in pairwise(rows))
+        if self._lines[1] > 1 and len(places) < CORNERS * least:
+            return False
+        return all(
+            after - before <= factor
+            for counters, limit, factor in zip(zip(*places, strict=True), self._limits, self._factors, strict=True)
+            for before, after in pairwise(
+                sorted({*counters, *(() if limit is None else (limit.minimum - 1, limit.maximum + 1))})
+            )
+        )
 
 
 def _checked(
@@ -190,10 +217,10 @@ def _checked(
     calibration: Callable[[Any], None] | None,
 ) -> Iterator[ismrmrd.Acquisition]:
     """Yield the imaging readouts of a scan; calibration lines are passed to `calibration`, see `sort_volumes`."""
-    channels = None
-    directions: dict[int, NDArray[Any] | None] = {}  # of the readouts of an encoding space, by their trajectory
+    channels: dict[tuple[int, ...], int] = {}  # of the readouts of one image
+    directions: dict[tuple[int, ...], NDArray[Any] | None] = {}  # the same, by their trajectory
     told = False
-    imaging = broken = 0
+    imaging = broken = broken_lines = 0
     for item in items:
         if isinstance(item, ismrmrd.Image):
             raise TypeError("got an image; a Cartesian reconstruction needs raw data (readouts)")
@@ -204,26 +231,28 @@ def _checked(
                 told = told or (is_calibration_only(item) and _tell_unknown_calibration(item, metadata, warn))
             elif np.isfinite(item.data).all():
                 calibration(item)
+            else:
+                broken_lines += 1
         if not is_imaging(item, metadata):
             continue
-        if item.encoding_space_ref not in directions:  # at the first readout: a whole scan is long to wait for an error
-            encoding_of(metadata, item.encoding_space_ref)
-            directions[item.encoding_space_ref] = None
-        direction = check_trajectory(item, directions[item.encoding_space_ref])
-        directions[item.encoding_space_ref] = direction
+        series = (item.encoding_space_ref, item.idx.slice, item.idx.contrast, item.idx.set)
+        if series not in directions:  # at the first readout: a whole scan is long to wait for an error
+            check_size(encoding_of(metadata, item.encoding_space_ref), item)
+        directions[series] = check_trajectory(item, directions.get(series))
         imaging += 1
         if not np.isfinite(item.data).all():  # one would make the whole image black
             broken += 1
             if broken == 1:
                 warn(f"readout {item.scan_counter} is left out: its samples are not finite; so is any further such one")
             continue
-        channels = item.active_channels if channels is None else channels
-        if item.active_channels != channels:
+        if item.active_channels != channels.setdefault(series, item.active_channels):
             raise ValueError(
                 f"readout with scan_counter {item.scan_counter} has {item.active_channels} channels; "
-                f"those before it have {channels}"
+                f"those before it have {channels[series]}"
             )
         yield item
+    if broken_lines:
+        warn(f"{broken_lines} calibration lines hold samples that are not finite: they are left out")
     if broken:
         text = f"{broken} of {imaging} imaging readouts hold samples that are not finite"
         if broken == imaging:
@@ -286,18 +315,34 @@ class _Builder:
         The MRD header.
     warn
         Called with a text for the client.
+    calibration
+        Called with the readouts of a volume that has calibration lines only.
     """
 
-    def __init__(self, metadata: Any, warn: Callable[[str], None]) -> None:
-        self._metadata, self._warn = metadata, warn
+    def __init__(
+        self, metadata: Any, warn: Callable[[str], None], calibration: Callable[[Any], None] | None = None
+    ) -> None:
+        self._metadata, self._warn, self._calibration = metadata, warn, calibration
         self._outside = 0
         self._nowhere: OutsideMatrixError | None = None
         self._found_a_place = self._told = False
 
     def build(self, key: Key, readouts: list[Any]) -> Iterator[KSpaceVolume]:
-        """Yield the volume of some readouts, unless none of them has a place in the matrix."""
+        """Yield the volume of some readouts, unless they are calibration lines, or none has a place in the matrix."""
+        if self._calibration is not None and all(map(is_calibration_only, readouts)):
+            for readout in readouts:
+                self._calibration(readout)
+            return
         try:
             volume, outside = place(key, readouts, self._metadata)
+            if (centre := centre_of_partial_fourier(volume)) is not None:
+                limit = counter_limit(volume.encoding, "kspace_encoding_step_1")
+                self._warn(
+                    f"encodingLimits.kspace_encoding_step_1.center is {limit.center}, but the k-space centre is at "
+                    f"{centre}, by the lines that partial Fourier leaves out: {centre} is taken"
+                )
+                limit.center = centre
+                volume, outside = place(key, readouts, self._metadata)
         except OutsideMatrixError as error:  # no image is better than a black one
             self._nowhere = self._nowhere or error
             return

@@ -1,6 +1,7 @@
 """Headers, flags and orders of readouts that real scanners and converters send, through the whole module."""
 
 import copy
+import itertools
 
 import ismrmrd
 import numpy as np
@@ -79,7 +80,96 @@ def test_slab_of_one_readout_stays_a_slab():
     assert volume.partitions.points == 8
 
 
-# ------------------------------------------------------------------------------------------------ order of the readouts
+def test_centre_that_ignores_partial_fourier_is_corrected():
+    for options in ({}, {"acceleration": 2, **EMBEDDED}):
+        scan = Scan(**SMALL, partial_fourier=0.75, **options)
+        header = simulation.header(scan)
+        header.encoding[0].encodingLimits.kspace_encoding_step_1.center = 40
+        connection = reconstruct(scan, header=header)
+        assert error(connection, truth(scan)) < LIMIT
+        assert any("center is 40, but the k-space centre is at" in text for text in warnings(connection))
+
+
+def test_oversampling_removed_on_the_way_and_the_centre_unset():
+    scan = Scan(**SMALL)
+    readouts = []
+    for each in readouts_of(scan):
+        image = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(each.data, axes=1)), axes=1)[:, 36:108]
+        head = each.getHead()
+        head.number_of_samples, head.center_sample = 72, 0
+        data = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(image, axes=1)), axes=1)
+        readouts.append(ismrmrd.Acquisition(head, data.astype(np.complex64)))
+    assert error(reconstruct(scan, readouts), truth(scan)) < LIMIT
+
+
+def test_slices_excited_together_are_told_of():
+    header = simulation.header(Scan(**SMALL))
+    header.encoding[0].parallelImaging.multiband = ismrmrd.xsd.multibandType(
+        multiband_factor=2, deltaKz=1.0, calibration=ismrmrd.xsd.multibandCalibrationType.OTHER, calibration_encoding=0
+    )
+    (text,) = warnings(reconstruct(Scan(**SMALL), header=header))
+    assert "multiband_factor is 2" in text
+
+
+def test_volume_that_the_memory_cannot_hold_is_refused_at_its_first_readout():
+    header = simulation.header(Scan(**SMALL))
+    header.encoding[0].encodedSpace.matrixSize.y = header.encoding[0].encodedSpace.matrixSize.z = 8000
+    header.encoding[0].encodingLimits.kspace_encoding_step_2.maximum = 7999
+    readouts = iter(readouts_of(Scan(**SMALL)))
+    with pytest.raises(ValueError, match="are the most that this machine has memory for"):
+        reconstruct(Scan(**SMALL), readouts, header)
+    assert len(list(readouts)) == 79
+
+
+# ----------------------------------------------------------------------------------------------- order of the readouts
+@pytest.mark.parametrize("by_shot", [False, True])
+@pytest.mark.parametrize("acceleration", [1, 2])
+def test_slab_whose_partitions_or_shots_end_with_a_flag(acceleration, by_shot):
+    kind = EMBEDDED | {"calibration_width": 12} if acceleration > 1 else {}
+    scan = Scan(columns=36, rows=40, coils=8, partitions=10, acceleration=acceleration, noise=0.001, **kind)
+    order = readouts_of(scan)
+    counters = ["kspace_encode_step_1", "kspace_encode_step_2"] if by_shot else ["kspace_encode_step_2", "slice"]
+    order.sort(key=lambda each: getattr(each.idx, counters[0]))
+    for each, after in itertools.pairwise(order):
+        each.clear_flag(ismrmrd.ACQ_LAST_IN_SLICE)
+        if getattr(each.idx, counters[0]) != getattr(after.idx, counters[0]):
+            each.set_flag(ismrmrd.ACQ_LAST_IN_SLICE)
+    connection = reconstruct(scan, order)
+    assert len(connection.images) == 10
+    assert error(connection, truth(scan)) < LIMIT
+    assert not warnings(connection)
+
+
+def test_first_slice_without_signal_does_not_set_the_brightness():
+    scan = Scan(**SMALL, slices=3)
+    order = [copied(each, scale=1e-3 if each.idx.slice == 0 else 1) for each in readouts_of(scan)]
+    connection = reconstruct(scan, order)
+    connection.images = connection.images[1:]
+    assert error(connection, truth(scan)[1:]) < LIMIT
+    assert not warnings(connection)
+
+
+def test_few_lines_after_their_image_make_no_further_one():
+    readouts = readouts_of(Scan(**SMALL))
+    connection = reconstruct(Scan(**SMALL), [*readouts, *map(copied, readouts[30:35])])
+    assert error(connection, truth(Scan(**SMALL))) < LIMIT
+    (text,) = warnings(connection)
+    assert text.startswith("5 readouts came after the image")
+
+
+def test_scan_of_another_coil_comes_first():
+    scan = Scan(**SMALL)
+    header = simulation.header(scan)
+    header.encoding.append(copy.deepcopy(header.encoding[0]))
+    body = [copied(each, set=1) for each in readouts_of(Scan(**SMALL | {"coils": 2}))]
+    for each in body:
+        each.encoding_space_ref = 1
+    connection = reconstruct(scan, body + readouts_of(scan), header)
+    assert [image.data.shape for image in connection.images] == [(1, 1, 80, 72)] * 2
+    connection.images = [each for each in connection.images if each.set == 0]
+    assert error(connection, truth(scan)) < LIMIT
+
+
 def test_averages_that_the_header_does_not_tell_of_in_repetitions_of_one_slice_after_the_other():
     scan = Scan(**SMALL, slices=2, repetitions=2, averages=2)
     header = simulation.header(scan)
@@ -201,6 +291,39 @@ def test_calibration_of_each_contrast_is_kept_apart():
     assert error(connection, np.repeat(truth(scan), 2, axis=0)) < LIMIT
 
 
+@pytest.mark.parametrize("counter", ["phase", "set", "contrast"])
+def test_lines_of_one_phase_calibrate_the_others(counter):
+    first, later = readouts_of(TWO_FOLD), readouts_of(UNCALIBRATED)
+    order = [copied(each, **{counter: n}) for n in range(3) for each in (later if n else first)]
+    connection = reconstruct(TWO_FOLD, order)
+    assert error(connection, np.repeat(truth(TWO_FOLD), 3, axis=0)) < LIMIT
+    assert not warnings(connection)
+
+
+@pytest.mark.parametrize("mode", ["separate", "embedded"])
+def test_repetition_of_calibration_lines_alone(mode):
+    scan = Scan(**SMALL, acceleration=2, **SEPARATE)
+    header = simulation.header(scan)
+    header.encoding[0].parallelImaging.calibrationMode = ismrmrd.xsd.calibrationModeType(mode)
+    lines = [each for each in readouts_of(scan) if is_calibration(each)]
+    image = [each for each in readouts_of(scan) if not is_calibration(each)]
+    order = [*map(copied, lines), *(copied(each, repetition=n) for n in (1, 2) for each in image)]
+    connection = reconstruct(scan, order, header)
+    assert error(connection, np.repeat(truth(scan), 2, axis=0)) < LIMIT
+    assert not warnings(connection)
+
+
+def test_broken_calibration_line_is_left_out():
+    scan = Scan(**SMALL, acceleration=2, **SEPARATE)
+    readouts = readouts_of(scan)
+    central = next(each for each in readouts if is_calibration(each) and each.idx.kspace_encode_step_1 == 40)
+    central.data[0, 0] = np.nan
+    connection = reconstruct(scan, readouts)
+    assert error(connection, truth(scan)) < LIMIT
+    (text,) = warnings(connection)
+    assert text.startswith("1 calibration lines hold samples that are not finite")
+
+
 def test_calibration_lines_of_earlier_repetitions_are_dropped():
     scan = Scan(**SMALL, acceleration=2, **SEPARATE)
     lines = CalibrationLines(simulation.header(scan))
@@ -241,7 +364,26 @@ def test_epi_with_reference_lines_of_another_sequence():
 def test_aborted_scan_is_told_of():
     scan = Scan(**SMALL)
     (text,) = warnings(reconstruct(scan, readouts_of(scan)[:52]))
-    assert "rows 0 to 51 were acquired, the header's encodingLimits promise 0 to 79: was the scan aborted?" in text
+    assert (
+        "rows 0 to 51 were acquired, the header's encodingLimits promise 0 to 79: the rest is taken as left out" in text
+    )
+
+
+@pytest.mark.parametrize("coils", [1, 2])
+def test_too_few_coils_are_told_of(coils):
+    scan = Scan(**SMALL | {"coils": coils}, acceleration=3, **EMBEDDED)
+    assert any(f"{coils} coil(s) cannot make up" in text for text in warnings(reconstruct(scan)))
+
+
+def test_zeros_and_noise_are_no_spikes():
+    scan = Scan(**SMALL)
+    random = np.random.default_rng(1)
+    noise = readouts_of(scan)
+    for each in noise:
+        each.data[:] = random.standard_normal((*each.data.shape, 2)) @ [1, 1j]
+    assert not warnings(reconstruct(scan, noise))
+    (text,) = warnings(reconstruct(scan, [copied(each, scale=0) for each in readouts_of(scan)]))
+    assert "are zero" in text
 
 
 def test_spike_is_told_of():

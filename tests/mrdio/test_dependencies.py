@@ -211,3 +211,27 @@ def test_what_is_missing_is_told_once(store, name):
 @pytest.mark.parametrize("header", ["no header", None, SimpleNamespace(measurementInformation=None), make_header()])
 def test_headers_that_name_nothing(store, header):
     assert DependencyLookup(store, header, pytest.fail)("Noise") is None
+
+
+def labelled(measurement, coils, depends_on=()):
+    header = header_of(measurement, depends_on)
+    header.acquisitionSystemInformation = ismrmrd.xsd.acquisitionSystemInformationType(
+        coilLabel=[ismrmrd.xsd.coilLabelType(coilNumber=n, coilName=name) for n, name in enumerate(coils)]
+    )
+    return header
+
+
+@pytest.mark.parametrize(("theirs", "order"), [(["A", "B"], [0, 1]), (["B", "A"], [1, 0]), (["", ""], [0, 1])])
+def test_channels_come_in_the_order_of_the_scan(store, theirs, order):
+    readout = ismrmrd.Acquisition.from_array(np.arange(16, dtype=np.complex64).reshape(2, 8))
+    store.keep([readout], labelled("n1", theirs))
+    found = DependencyLookup(store, labelled("9", ["A", "B"], [("Noise", "n1")]), pytest.fail)("Noise")
+    np.testing.assert_array_equal(found.readouts[0].data, readout.data[order])
+
+
+def test_a_measurement_of_other_coils_is_refused(store):
+    missing = []
+    store.keep(readouts(2), labelled("n1", ["A", "C"]))
+    lookup = DependencyLookup(store, labelled("9", ["A", "B"], [("Noise", "n1")]), lambda *words: missing.append(words))
+    assert lookup("Noise") is None
+    assert "is of the coils A, C, the scan of A, B" in missing[0][1]

@@ -411,7 +411,8 @@ def test_sizes_are_bounded(monkeypatch):
     with pytest.raises(ValueError, match="matrix x of the field of view"):
         planes_of(readout, make_header((4, 4, 1), (4, 4, 1), (1e30, 4, 1), (1, 4, 1)))
     monkeypatch.setattr(kspacevolume, "MAX_POINTS", 1000)
-    with pytest.raises(ValueError, match="beyond 1000 points"):
+    monkeypatch.setattr(kspacevolume, "FEWEST_POINTS", 1000)
+    with pytest.raises(ValueError, match="1000 are the most"):
         planes_of(readout, make_header((32, 32, 1)))
 
 

@@ -208,6 +208,18 @@ def test_noise_that_cannot_be_used_is_told_and_readouts_stay_as_they_are():
     ]
 
 
+def test_noise_readouts_of_another_coil_do_not_count():
+    body = noise_readout(mixing=np.eye(2))
+    _, told, warned, _ = run([body, noise_readout(), readout(np.ones((COILS, 8)))])
+    assert not warned
+    assert told == ["readouts are whitened: 4000 noise samples of 6 coils of this scan"]
+
+
+def test_noise_readouts_that_come_too_late_are_told_of():
+    _, told, _, _ = run([noise_readout(), readout(np.ones((COILS, 8))), noise_readout()])
+    assert told[-1] == "noise readouts after the first imaging readout are not used"
+
+
 def test_a_readout_with_other_channels_is_no_part_of_the_image():
     with pytest.raises(ValueError, match="scan_counter 2 has 3 channels, those before it have 6"):
         run([noise_readout(), make_acquisition(1, channels=COILS), make_acquisition(2, channels=3)])

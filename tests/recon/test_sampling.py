@@ -45,7 +45,10 @@ def test_random_lines_and_lost_lines_are_irregular():
 
 def test_calibration_block():
     assert calibration_block(data.pattern(96, 3)) == (slice(0, 1), slice(36, 61))  # 60 is on the lattice
-    assert calibration_block(data.pattern(97, 2, 0, 1)) == (slice(0, 0), slice(0, 0))
+    assert calibration_block(data.pattern(97, 2, 0, 1)) == (slice(0, 1), slice(47, 48))  # 48, the centre, is missing
+    sampled = np.zeros((1, 96), bool)
+    sampled[0, 51:70] = True
+    assert calibration_block(sampled) == (slice(0, 0), slice(0, 0))
     sampled = np.zeros((10, 12), bool)
     sampled[3:8, 2:11] = True
     assert calibration_block(sampled) == (slice(3, 8), slice(2, 11))
