@@ -46,10 +46,12 @@ reconstruct() { # config, name of the raw data, name of the images
 reconstruct simplefft phantom phantom
 reconstruct simplenufft1arm spiral spiral          # view-sharing: 55 arms in a frame
 reconstruct rtspiral_bart_tvrecon spiral spiral_tfd # temporal constraints: 7 arms in a frame
+reconstruct rtspiral_live_tvrecon spiral spiral_live # the same live; without --realtime, which paces the client as a scanner
 
-echo "4. Pictures of them: an image, and the same scan as two movies"
+echo "4. Pictures of them: an image, and the same scan as three movies"
 .venv/bin/python mrd2gif.py --png "$folder/phantom_img.h5"
 .venv/bin/python mrd2gif.py "$folder/spiral_img.h5"
 .venv/bin/python mrd2gif.py "$folder/spiral_tfd_img.h5"
+.venv/bin/python mrd2gif.py "$folder/spiral_live_img.h5"
 
-echo "Done. Look at the three pictures named above."
+echo "Done. Look at the four pictures named above."

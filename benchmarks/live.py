@@ -47,6 +47,7 @@ from rtspiral_live_tvrecon import LiveConfig
 from simplenufft1arm import ViewSharingConfig
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import FIRST_TIME_STAMP, Scan, Simulation, simulate
+from solvers.bart_recon import for_bart
 
 ARMS, SHARED_ARMS = 7, 55
 SETTLED = 60  # frames: those before belong to the start
@@ -88,6 +89,19 @@ def run(case: Case, folder: Path, raw: Path, port: int) -> tuple[list[ismrmrd.Im
         return list(reader.images()), done.stdout + done.stderr
 
 
+def write_scan(simulation: Simulation, folder: Path) -> Path:
+    """Write the raw data and the metafile into the folder of a server; returns the former."""
+    (folder / "configs").mkdir()
+    (folder / "seq_meta").mkdir()
+    write_metafile(simulation.trajectory, folder / "seq_meta" / simulation.trajectory.file.name)
+    raw = folder / "raw.h5"
+    with MrdWriter(raw) as writer:
+        writer.write_header(simulation.header)
+        for readout in simulation.acquisitions():
+            writer.write(readout)
+    return raw
+
+
 def frames_of(case: Case, images: Iterable[ismrmrd.Image], tr: float) -> dict[int, ismrmrd.Image]:
     """Images by the number of the frame that they show."""
     if case.config is ViewSharingConfig:
@@ -119,12 +133,11 @@ def bart_row(simulation: Simulation, steps: int, truth: NDArray, compared: range
     fitted = simulation.trajectory.fitted_to(readouts[0])
     shape = (len(BART_FRAMES), ARMS)
     columns = np.arange(ARMS * BART_FRAMES.start, ARMS * BART_FRAMES.stop).reshape(shape) % len(k)
-    plane = np.concatenate([k[columns], np.zeros((*columns.shape, k.shape[1], 1))], axis=-1)
     samples = np.stack([fitted.samples(each) for each in readouts]).reshape(*shape, -1, k.shape[1])
-    trajectory = on_axes(plane.astype(np.complex64), TIME_DIM, PHS2_DIM, PHS1_DIM, READ_DIM)
+    trajectory = on_axes(for_bart(k[columns]), TIME_DIM, PHS2_DIM, PHS1_DIM, READ_DIM)
     kspace = on_axes(samples, TIME_DIM, PHS2_DIM, COIL_DIM, PHS1_DIM)
     size = simulation.trajectory.matrix_size()
-    options = ["-i", steps, "-N", "-S", "-t", trajectory]
+    options = ["-i", steps, "-S", "-t", trajectory]
     begin = time.perf_counter()
     images, *_ = bart_tools.run(bart, "rtnlinv", options, kspace, timeout=3600)
     seconds = (time.perf_counter() - begin) / len(BART_FRAMES)
@@ -198,14 +211,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name, another_process(options.busy):
         folder = Path(name)
-        (folder / "configs").mkdir()
-        (folder / "seq_meta").mkdir()
-        write_metafile(simulation.trajectory, folder / "seq_meta" / simulation.trajectory.file.name)
-        raw = folder / "raw.h5"
-        with MrdWriter(raw) as writer:
-            writer.write_header(simulation.header)
-            for readout in simulation.acquisitions():
-                writer.write(readout)
+        raw = write_scan(simulation, folder)
         for case in CASES:
             if not any(text in case.name for text in options.only):
                 continue
