@@ -13,20 +13,18 @@ Reference: Lim et al., Magn Reson Med 2019;81:234, doi 10.1002/mrm.27393 (tempor
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
-
-import numpy as np
 
 import mrdhelper
 from connection import Connection
 from recon import configuration, noise, spiral
 from recon.configuration import SpiralConfig, parameter
-from recon.readouts import Readouts, data_scale, receive, repetition_time
+from recon.readouts import Readouts, receive, repetition_time
 from solvers import backends, movies
-from solvers.problem import IterativeReconstruction, Part
+from solvers.problem import IterativeReconstruction
 
 TIME_TOLERANCE = 0.05  # between the time stamps and the header's TR, over the whole scan [s]
 
@@ -84,20 +82,11 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     tr = repetition_time(metadata)
     check_time(slices, tr, connection)
 
-    def problems() -> Iterator[Part]:
-        for movie in series:
-            maps = solver.coil_maps(movie.readouts)
-            scale = data_scale(movie.readouts, maps, movie.arms, movie.steady)
-            weight = solver.weight_over_time(options.reg_lambda, movie.frames, len(movie.chunks))
-            yield from movie.parts(maps, scale, weight, options.num_iter)
-
     index, to_pixels = itertools.count(1), mrdhelper.SeriesScale(metadata, connection.warn)
-    brightness = movies.relative_brightness(series)
-    with closing(solver.reconstruct(problems(), sum(len(movie.chunks) for movie in series))) as results:
-        for chunk in movies.images(series, results):
-            to_pixels.see(np.array([brightness * mrdhelper.largest_magnitude(image) for _, _, image in chunk]))
-            for movie, frame, image in chunk:
-                connection.send_image(scan.image(to_pixels(image), movie.head(frame, tr), next(index)))
+    frames = movies.reconstruct(series, solver, options.reg_lambda, options.num_iter, to_pixels)
+    with closing(frames):
+        for movie, frame, pixels in frames:
+            connection.send_image(scan.image(pixels, movie.head(frame, tr), next(index)))
     for waveform in scan.waveforms:
         connection.send_waveform(waveform)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 BEHIND = 0.5  # a reconstruction this much behind the scan says so [s]
+AHEAD = 0.25  # readouts that come this much earlier than they were acquired are of a file [s]
 CATCH_UP = 3.0  # after the first readout: time to work off what came in during the set-up [s]
 
 
@@ -58,14 +59,45 @@ class LatencyLedger:
         self.largest_backlog = max(self.largest_backlog, self.received - self.processed)
         if self.processed == 1:
             self._first_stamp = stamp
-        now = self._clock()
-        elapsed = now - (self._first_arrival or now)
-        behind = min(now - arrival, elapsed - (stamp - self._first_stamp))
-        if behind > BEHIND and elapsed > CATCH_UP and not self._told:
+        behind = self.behind(arrival, stamp)
+        if behind > BEHIND and self.elapsed > CATCH_UP and not self._told:
             self._told = True
             self._warn(
                 f"the reconstruction is {behind:.1f} s behind the scan, {self.received - self.processed} readouts wait"
             )
+
+    @property
+    def elapsed(self) -> float:
+        """Time since the first readout arrived [s]."""
+        return 0.0 if self._first_arrival is None else self._clock() - self._first_arrival
+
+    def behind(self, arrival: float, stamp: float) -> float:
+        """How late the work on a readout is [s]: it waits for so long, and is late against the time stamps by as much.
+
+        Parameters
+        ----------
+        arrival
+            When it arrived [s].
+        stamp
+            Its acquisition time stamp [s].
+        """
+        return min(self._clock() - arrival, self.elapsed - (stamp - self._first_stamp))
+
+    def can_wait(self, arrival: float, stamp: float) -> bool:
+        """Tell whether a readout came well before it would have during the scan: from a file, for which nobody waits.
+
+        Parameters
+        ----------
+        arrival
+            When it arrived [s].
+        stamp
+            Its acquisition time stamp [s].
+        """
+        return stamp - self._first_stamp - (arrival - (self._first_arrival or arrival)) > AHEAD
+
+    def epoch(self, arrival: float) -> float:
+        """Time since the epoch [s] of a moment on the ledger's clock [s]."""
+        return time.time() - (self.now() - arrival)
 
     def sent(self, arrival: float) -> None:
         """Note that an image has been sent whose last readout arrived at `arrival` [s]."""

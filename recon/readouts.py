@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import coils
+import mrdhelper
 from recon import nufft
 from recon.conditioning import SampleError, robust_scale
 from recon.physio import PhysioError
@@ -159,6 +160,36 @@ def repetition_time(metadata: Any) -> float | None:
     """TR of the MRD header [s]; None when it does not say."""
     times = getattr(getattr(metadata, "sequenceParameters", None), "TR", None) or [0.0]
     return 1e-3 * float(times[0]) if 0 < times[0] < math.inf else None
+
+
+def frame_head(
+    middle: ismrmrd.AcquisitionHeader,
+    first: ismrmrd.AcquisitionHeader,
+    origin: ismrmrd.AcquisitionHeader,
+    count: int,
+    tr: float | None,
+) -> ismrmrd.AcquisitionHeader:
+    """Header that stands for a frame: that of its middle readout, with the time at which the frame begins.
+
+    Time stamps of single readouts are good to a tick; counted from the slice's first by TR, frames are evenly spaced,
+    and stay so where readouts were lost, or belong to other slices.
+
+    Parameters
+    ----------
+    middle, first
+        Headers of the frame's middle and first readouts.
+    origin
+        Header of the slice's first readout.
+    count
+        Readouts of the scan from `origin` to `first`.
+    tr
+        Repetition time [s]; None: the time stamp of `first` counts.
+    """
+    head = ismrmrd.AcquisitionHeader.from_buffer_copy(middle)
+    head.acquisition_time_stamp = first.acquisition_time_stamp
+    if tr:
+        head.acquisition_time_stamp = round(origin.acquisition_time_stamp + count * tr / mrdhelper.SECONDS_PER_TICK)
+    return head
 
 
 def data_scale(readouts: Readouts, maps: NDArray[Any], arms_per_frame: int, frames: Sequence[int]) -> float:

@@ -142,11 +142,16 @@ class SpiralScan:
         return (factor * x, factor * y, z)
 
     def image(
-        self, pixels: NDArray[Any], head: ismrmrd.AcquisitionHeader, index: int, meta: dict[str, Any] | None = None
+        self,
+        pixels: NDArray[Any],
+        head: ismrmrd.AcquisitionHeader,
+        index: int,
+        meta: dict[str, Any] | None = None,
+        series: int = 0,
     ) -> ismrmrd.Image:
         """Output image of pixels [row, column], with the geometry and time of the readout that stands for it."""
         return mrdhelper.build_image(
-            pixels, head, self._header, index=index, field_of_view=self.field_of_view, meta=meta
+            pixels, head, self._header, index=index, series=series, field_of_view=self.field_of_view, meta=meta
         )
 
 

@@ -1,6 +1,7 @@
 """Linear operators of temporally constrained, multi-coil, non-Cartesian imaging, each with its adjoint.
 
-`Encoding` is the measurement E of a series of frames, `Difference` the step D from one frame to the next. Images are
+`Encoding` is the measurement E of a series of frames, `Difference` the step D from one frame to the next,
+`HeldDifference` that of frames behind one that does not change any more. Images are
 [..., row, column] in the scanner's orientation, see `nufft`; E is scaled as a unitary transform would be (one over the
 root of the number of pixels), and so is BART's.
 """
@@ -62,6 +63,39 @@ class Difference:
         if self.cyclic:
             return (fft.ifft if inverse else fft.fft)(images, axis=self.axis, norm="ortho")
         return (fft.idct if inverse else fft.dct)(images, axis=self.axis, norm="ortho")
+
+
+@dataclass(frozen=True)
+class HeldDifference:
+    """D, the differences from frame to frame along the first axis, with the frame before the first one held fixed.
+
+    Linear, of changes of the frames: that of the frame before them is zero. The interface is that of `Difference`.
+    """
+
+    axis: int = 0
+
+    def __call__(self, images: Any) -> Any:
+        """Return image(this) - image(before): as many as there are frames."""
+        differences = images.copy()
+        differences[1:] -= images[:-1]
+        return differences
+
+    def adjoint(self, differences: Any) -> Any:
+        """Return D^H of differences."""
+        images = differences.copy()
+        images[:-1] -= differences[1:]
+        return images
+
+    def eigenvalues(self, frames: int) -> NDArray[np.float64]:
+        """Eigenvalues [mode] of D^H D for so many frames, in the order of `modes`."""
+        return 2 - 2 * np.cos((2 * np.arange(frames) + 1) * np.pi / (2 * frames + 1))
+
+    def modes(self, images: Any, inverse: bool = False) -> Any:
+        """Transform the frames to the eigenvectors of D^H D, or back: a sine transform, zero before the first frame."""
+        xp, frames = array_module(images), len(images)
+        waves = np.outer(2 * np.arange(frames) + 1, np.arange(1, frames + 1)) * (np.pi / (2 * frames + 1))
+        matrix = xp.asarray((2 / np.sqrt(2 * frames + 1) * np.sin(waves)).astype(np.complex64))
+        return xp.tensordot(matrix.T if inverse else matrix, images, 1)
 
 
 class Encoding:
@@ -148,10 +182,9 @@ class Encoding:
 
     def kernels(self) -> Any:
         """Return each frame's kernel [frame, phase, row frequency, column frequency] for `toeplitz.ToeplitzNormal`."""
-        size = tuple(toeplitz.transform_size(n) for n in self.shape)
+        plan = kernel_plan(self._arms, self.shape, self.team, self._backend)
+        size = (plan.shape[0] // 2, plan.shape[1] // 2)
         kernels = self._backend.xp.empty((len(self.weights), toeplitz.PHASES, *size), np.float32)
-        stretch = [2 * length / pixels for length, pixels in zip(size[::-1], self.shape[::-1], strict=True)]
-        plan = Plan(self._arms * stretch, (2 * size[0], 2 * size[1]), self.team, self._backend)
         ones = np.full((1, self._arms.shape[1]), self._unit**2, np.complex64)
 
         def work(frame: int) -> None:
@@ -218,7 +251,7 @@ class Plan:
             self._parts[n] = ArmPlan(arms[n * self.PART : (n + 1) * self.PART], shape, backend=backend)
 
         team.each(work, -(-len(arms) // self.PART))
-        self.zeros, self.image = self._parts[0].zeros, self._parts[0].image
+        self.shape, self.zeros, self.image = shape, self._parts[0].zeros, self._parts[0].image
 
     def add_arm(self, grid: Any, arm: int, samples: Any) -> None:
         """Add an arm's samples [coil, sample] to a grid."""
@@ -232,6 +265,12 @@ class Plan:
             samples = self._parts[n].forward(images, own % self.PART)
             taken.update(zip(own, arrays.to_host(samples).transpose(1, 0, 2), strict=True))
         return np.array([taken[arm] for arm in arms])
+
+
+def kernel_plan(arms: NDArray[Any], shape: tuple[int, int], team: Team, backend: ArrayBackend) -> Plan:
+    """Plan of the point spread functions from which `toeplitz.kernel` makes the kernels of images of this shape."""
+    rows, columns = (toeplitz.transform_size(n) for n in shape)
+    return Plan(arms * [2 * columns / shape[1], 2 * rows / shape[0]], (2 * rows, 2 * columns), team, backend)
 
 
 def distinct_arms(coordinates: NDArray[Any], counts: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:

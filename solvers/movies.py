@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 import mrdhelper
 from recon import memory
-from recon.readouts import DataError, Readouts, prepare_each
+from recon.readouts import DataError, Readouts, data_scale, frame_head, prepare_each
 from solvers.native_recon import Penalty
 from solvers.problem import Part, Solver
 
@@ -97,13 +98,13 @@ class Movie:
         spaced, and stay so where readouts were lost, or belong to other slices.
         """
         readouts, first = self.readouts, frame * self.arms
-        head = ismrmrd.AcquisitionHeader.from_buffer_copy(readouts.heads[first + self.arms // 2])
-        begin = readouts.heads[first].acquisition_time_stamp
-        if tr:
-            since = (readouts.numbers[first] - readouts.numbers[0]) * tr / mrdhelper.SECONDS_PER_TICK
-            begin = round(readouts.heads[0].acquisition_time_stamp + since)
-        head.acquisition_time_stamp = begin
-        return head
+        return frame_head(
+            readouts.heads[first + self.arms // 2],
+            readouts.heads[first],
+            readouts.heads[0],
+            readouts.numbers[first] - readouts.numbers[0],
+            tr,
+        )
 
 
 def divide(
@@ -187,6 +188,40 @@ def _chunks_that_fit(solver: Solver, readouts: Readouts, frames: int, arms: int)
         if needed <= usable:
             return count
     raise memory.ShortageError(f"{longest} frames together", needed, usable)
+
+
+def reconstruct(
+    series: Sequence[Movie], solver: Solver, reg_lambda: float, iterations: int, to_pixels: mrdhelper.SeriesScale
+) -> Generator[tuple[Movie, int, NDArray[np.int16]], None, None]:
+    """Reconstruct movies, and yield their frames as (movie, number of the frame, pixels).
+
+    Parameters
+    ----------
+    series
+        The movies.
+    solver
+        Computes them.
+    reg_lambda
+        Weight of the temporal total variation, as the configuration has it.
+    iterations
+        At most.
+    to_pixels
+        Intensity scale of all frames, which the first chunk gives.
+    """
+
+    def problems() -> Iterator[Part]:
+        for movie in series:
+            maps = solver.coil_maps(movie.readouts)
+            scale = data_scale(movie.readouts, maps, movie.arms, movie.steady)
+            weight = solver.weight_over_time(reg_lambda, movie.frames, len(movie.chunks))
+            yield from movie.parts(maps, scale, weight, iterations)
+
+    brightness = relative_brightness(series)
+    with closing(solver.reconstruct(problems(), sum(len(movie.chunks) for movie in series))) as results:
+        for chunk in images(series, results):
+            to_pixels.see(np.array([brightness * mrdhelper.largest_magnitude(image) for _, _, image in chunk]))
+            for movie, frame, image in chunk:
+                yield movie, frame, to_pixels(image)
 
 
 def images(

@@ -120,12 +120,15 @@ class ToeplitzNormal:
             transform = open_transform((self.batch, coils, *size), xp)
             self._scratch.put((transform, xp.empty((self.batch, *maps.shape), xp.complex64)))
 
-    def __call__(self, images: Any, out: Any) -> None:
-        """Write the result for images [frame, row, column] to out, of the same shape; both complex64."""
+    def __call__(self, images: Any, out: Any, first: int = 0) -> None:
+        """Write the result for images [frame, row, column] to out, of the same shape; both complex64.
+
+        The first of them has the kernel number `first`.
+        """
 
         def work(n: int) -> None:
             frames = slice(n * self.batch, (n + 1) * self.batch)
-            self._apply(images[frames], self.kernels[frames], out[frames])
+            self._apply(images[frames], self.kernels[first:][frames], out[frames])
 
         self.team.each(work, -(-len(images) // self.batch))
 

@@ -10,10 +10,11 @@ import pytest
 from cartesian_recon import CartesianConfig
 from recon.configuration import PROJECT_FOLDER, ConfigurationError, declared, from_mapping, load, parameter
 from rtspiral_bart_tvrecon import TfdConfig
+from rtspiral_live_tvrecon import LiveConfig
 from simplenufft1arm import ViewSharingConfig
 from spiral_xdgrasp_recon import XdConfig
 
-CONFIGS = [CartesianConfig, ViewSharingConfig, TfdConfig, XdConfig]
+CONFIGS = [CartesianConfig, ViewSharingConfig, LiveConfig, TfdConfig, XdConfig]
 
 
 def read(tmp_path, text, cls=ViewSharingConfig, name="config.toml"):
