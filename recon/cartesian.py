@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from recon.fourier import Axis, centred_fft, mirror, resize_centred, to_image_axis
 from recon.kspacevolume import KSpaceVolume
-from recon.mrdencoding import acceleration_factors, counter_limit, counter_values, extent, first_index, is_imaging
+from recon.mrdencoding import acceleration_factors, counter_limit, extent, first_index, is_imaging
+from recon.readoutgroups import by_repetition
 from recon.volumes import sort_volumes
 
 __all__ = ["KSpacePlane", "is_imaging", "sort_readouts", "sort_repetitions", "to_image"]
@@ -93,31 +94,14 @@ def sort_repetitions(
     TypeError, ValueError
         As `volumes.sort_volumes`.
     """
-    waiting: dict[int, list[KSpaceVolume]] = {}
     told = False
-
-    def planes_of(repetition: int) -> list[KSpacePlane]:
-        nonlocal told
-        planes = [plane for volume in sorted(waiting.pop(repetition), key=_by_key) for plane in split(volume)]
+    for volumes in by_repetition(sort_volumes(items, metadata, warn)):
+        planes = [plane for volume in volumes for plane in split(volume)]
         missing = next((text for text in map(missing_lines, planes) if text), None)
         if missing and not told:
             told = True
             warn(missing)
-        return planes
-
-    for volume in sort_volumes(items, metadata, warn):
-        mine = waiting.setdefault(volume.key.repetition, [])
-        mine.append(volume)
-        spaces = {each.key.encoding_space_ref: each.encoding for each in mine}
-        names = ("slice", "contrast", "set")
-        if len(mine) >= sum(math.prod(counter_values(each, name) for name in names) for each in spaces.values()):
-            yield planes_of(volume.key.repetition)
-    for repetition in sorted(waiting):
-        yield planes_of(repetition)
-
-
-def _by_key(volume: KSpaceVolume) -> tuple[int, ...]:
-    return volume.key
+        yield planes
 
 
 def sort_readouts(

@@ -15,7 +15,7 @@ FULL_TURN = 2 * math.pi
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 
-def turned(arm: NDArray[np.complex128], arms: int, golden: bool, turn: float = FULL_TURN) -> NDArray[np.float64]:
+def turned(arm: NDArray[np.complexfloating], arms: int, golden: bool, turn: float = FULL_TURN) -> NDArray[np.float64]:
     """Copies of an arm kx + i ky [sample], turned about the centre.
 
     Parameters
