@@ -7,9 +7,9 @@ are transformed along the partitions here, so that callers see two-dimensional p
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ismrmrd
 import numpy as np
@@ -26,6 +26,22 @@ __all__ = ["KSpacePlane", "is_imaging", "sort_readouts", "sort_repetitions", "to
 logger = logging.getLogger(__name__)
 
 READOUT_AXIS, PHASE_ENCODE_AXIS = 2, 1  # of [channel, phase encode, readout, phase]
+
+
+class Slab(Protocol):
+    """What the geometry of a slice or slab follows from, whatever its trajectory."""
+
+    @property
+    def encoding(self) -> Any:
+        """The header's encoding."""
+
+    @property
+    def partitions(self) -> Axis:
+        """Sizes along the partitions."""
+
+    @property
+    def heads(self) -> Sequence[ismrmrd.AcquisitionHeader]:
+        """For each phase the header that stands for the whole slab."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,19 +231,19 @@ def split(volume: KSpaceVolume) -> list[KSpacePlane]:
     ]
 
 
-def field_of_view(volume: KSpaceVolume) -> tuple[float, float, float] | None:
+def field_of_view(volume: Slab) -> tuple[float, float, float] | None:
     """Field of view of one plane (x, y, z) [mm]; None when the header does not say."""
     fov = volume.encoding.reconSpace.fieldOfView_mm
     return None if fov is None else (fov.x, fov.y, partition_distance(volume) or fov.z)
 
 
-def partition_heads(volume: KSpaceVolume, phase: int) -> list[ismrmrd.AcquisitionHeader]:
+def partition_heads(volume: Slab, phase: int) -> list[ismrmrd.AcquisitionHeader]:
     """Headers of the planes of a volume in one cardiac phase."""
     partitions, depth = volume.partitions.pixels, partition_distance(volume)
     return [partition_head(volume.heads[phase], number, partitions, depth) for number in range(partitions)]
 
 
-def partition_distance(volume: KSpaceVolume) -> float:
+def partition_distance(volume: Slab) -> float:
     """Distance between the partitions of a slab [mm]; 0 in a 2-D encoding, or when the header does not say."""
     if volume.partitions.points == 1:
         return 0.0

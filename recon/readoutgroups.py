@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import ismrmrd
-import numpy as np
 
 from recon.mrdencoding import acceleration_factors, counter_limit, counter_values
 
@@ -64,50 +63,6 @@ class ReadoutGroup(NamedTuple, Generic[Item]):
     key: Key
     encoding: Any
     readouts: list[Item]
-
-
-def finite_readouts(
-    items: Iterable[Item], warn: Callable[[str], None], readout_of: Callable[[Item], Any] = lambda item: item
-) -> Iterator[Item]:
-    """Yield the readouts whose samples are finite, with a warning about the others.
-
-    Parameters
-    ----------
-    items
-        Imaging readouts.
-    warn
-        Called with a text for the client.
-    readout_of
-        Returns the acquisition of an item.
-
-    Raises
-    ------
-    ValueError
-        The number of channels changes, or none of the readouts is finite.
-    """
-    channels = None
-    imaging = broken = 0
-    for item in items:
-        readout = readout_of(item)
-        imaging += 1
-        if not np.isfinite(readout.data).all():  # one would make the whole image black
-            broken += 1
-            if broken == 1:
-                which = f"readout {readout.scan_counter}"
-                warn(f"{which} is left out: its samples are not finite; so is any further such one")
-            continue
-        channels = readout.active_channels if channels is None else channels
-        if readout.active_channels != channels:
-            raise ValueError(
-                f"readout with scan_counter {readout.scan_counter} has {readout.active_channels} channels; "
-                f"those before it have {channels}"
-            )
-        yield item
-    if broken:
-        text = f"{broken} of {imaging} imaging readouts hold samples that are not finite"
-        if broken == imaging:
-            raise ValueError(text)
-        warn(f"{text}: they are left out")
 
 
 def sort_groups(

@@ -20,7 +20,7 @@ from recon.mrdencoding import (
     is_calibration_only,
     is_imaging,
 )
-from recon.readoutgroups import Key, finite_readouts, sort_groups
+from recon.readoutgroups import Key, sort_groups
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def sort_volumes(
 
     readouts = _checked(items, metadata, warn, None if calibration is None else calibrate)
     for group in sort_groups(
-        finite_readouts(readouts, warn),
+        readouts,
         encoding_of=lambda number: encoding_of(metadata, number),
         warn=warn,
         may_have_calibration=lambda key: calibration_mode(metadata, key.encoding_space_ref) not in NO_OWN_CALIBRATION,
@@ -87,8 +87,10 @@ def _checked(
     calibration: Callable[[Any], None] | None,
 ) -> Iterator[ismrmrd.Acquisition]:
     """Yield the imaging readouts of a scan; calibration lines are passed to `calibration`, see `sort_volumes`."""
+    channels = None
     directions: dict[int, NDArray[Any] | None] = {}  # of the readouts of an encoding space, by their trajectory
     told = False
+    imaging = broken = 0
     for item in items:
         if isinstance(item, ismrmrd.Image):
             raise TypeError("got an image; a Cartesian reconstruction needs raw data (readouts)")
@@ -106,7 +108,24 @@ def _checked(
             directions[item.encoding_space_ref] = None
         direction = check_trajectory(item, directions[item.encoding_space_ref])
         directions[item.encoding_space_ref] = direction
+        imaging += 1
+        if not np.isfinite(item.data).all():  # one would make the whole image black
+            broken += 1
+            if broken == 1:
+                warn(f"readout {item.scan_counter} is left out: its samples are not finite; so is any further such one")
+            continue
+        channels = item.active_channels if channels is None else channels
+        if item.active_channels != channels:
+            raise ValueError(
+                f"readout with scan_counter {item.scan_counter} has {item.active_channels} channels; "
+                f"those before it have {channels}"
+            )
         yield item
+    if broken:
+        text = f"{broken} of {imaging} imaging readouts hold samples that are not finite"
+        if broken == imaging:
+            raise ValueError(text)
+        warn(f"{text}: they are left out")
 
 
 def _tell_unknown_calibration(readout: Any, metadata: Any, warn: Callable[[str], None]) -> bool:
