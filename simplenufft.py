@@ -8,7 +8,6 @@ The trajectory is that of the sequence's metafile, or else the one that the read
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,7 @@ import coils
 import mrdhelper
 from connection import Connection
 from recon import configuration, noise, noncartesian
-from recon.configuration import parameter
+from recon.configuration import MetafileConfig, parameter
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +39,11 @@ class NufftReconstruction:
 
 
 @dataclass(frozen=True)
-class NufftConfig:
+class NufftConfig(MetafileConfig):
     """Configuration of `simplenufft`."""
 
     FILE: ClassVar[str] = "configs/simplenufft_config.toml"
 
-    metafile_paths: tuple[Path, ...] = parameter(
-        (Path("seq_meta"),), "Folders in which the metafile of the sequence is looked for, in this order."
-    )
     reconstruction: NufftReconstruction = field(default_factory=NufftReconstruction)
 
 

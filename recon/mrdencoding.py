@@ -122,13 +122,31 @@ def encoding_of(metadata: Any, encoding_space_ref: int) -> Any:
     encoding = any_encoding(metadata, encoding_space_ref)
     if encoding.trajectory is None:
         raise ValueError("the header names no trajectory: a Cartesian reconstruction needs 'cartesian'")
-    trajectory = str(getattr(encoding.trajectory, "value", encoding.trajectory)).lower()
+    trajectory = _trajectory_of(encoding)
     if trajectory != CARTESIAN:
         who = ELSEWHERE.get(trajectory, "no module here reconstructs that yet")
         raise ValueError(
             f"the header's trajectory is '{trajectory}', a Cartesian reconstruction needs 'cartesian'; {who}"
         )
     return encoding
+
+
+def griddable_encoding(metadata: Any, encoding_space_ref: int) -> Any:
+    """Return the header's encoding that a readout refers to, if gridding its readouts makes an image.
+
+    Raises
+    ------
+    ValueError
+        When there is no MRD header, no such encoding, or it is EPI: lines of both directions need a phase correction.
+    """
+    encoding = any_encoding(metadata, encoding_space_ref)
+    if _trajectory_of(encoding) == "epi":
+        raise ValueError(f"the header's trajectory is 'epi': gridding alone leaves ghosts; {ELSEWHERE['epi']}")
+    return encoding
+
+
+def _trajectory_of(encoding: Any) -> str:
+    return str(getattr(encoding.trajectory, "value", encoding.trajectory)).lower()
 
 
 def encoding_axis(encoding: Any, name: str) -> Axis:

@@ -20,20 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mrdhelper
-from recon import nufft
+from recon import memory, nufft
 from recon.armsource import ArmReadout, ArmSource, find_source
 from recon.cartesian import field_of_view, partition_heads
 from recon.density import compensation
 from recon.fourier import Axis, to_image_axis
 from recon.kspacevolume import partition_axis
-from recon.mrdencoding import any_encoding, checked_size, extent, first_index
-from recon.outliers import OutlierFilter
+from recon.mrdencoding import checked_size, extent, first_index, griddable_encoding
+from recon.outliers import OutlierFilter, UnusableScanError
 from recon.readoutgroups import Key, ReadoutGroup, by_repetition, sort_groups
 from recon.telling import once
 
 logger = logging.getLogger(__name__)
 
 PLANS = 4  # whose tables are kept for the next images with the same arms
+BYTES_PER_SAMPLE = 600  # of one image's arms, while their tables are made
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,21 +136,23 @@ def sort_repetitions(
     UnusableScanError
         No readout is a measurement.
     ValueError
-        When the header is missing, its sizes are beyond limits, the number of channels changes, or a geometry is not
-        finite.
+        When the header is missing, says EPI or sizes beyond limits, the number of channels changes, a geometry is not
+        finite, or an image has too many samples for the memory.
     """
     tell, warn = once(tell), once(warn)
     source = find_source(metadata, metafile_folders, tell, warn, first_arm)
-    readouts = OutlierFilter(warn).marked(_received(items, source))
     groups = sort_groups(
-        (each for each in readouts if each.usable and isinstance(each, ArmReadout)),
-        encoding_of=lambda number: any_encoding(metadata, number),
+        _received(items, source),
+        encoding_of=lambda number: griddable_encoding(metadata, number),
         warn=warn,
         readout_of=lambda each: each.head,
     )
     builder = _Builder(source, warn)
     for repetition in by_repetition(groups):
-        yield [slab for group in repetition for slab in builder.slabs(group)]
+        slabs = [slab for group in repetition for slab in builder.slabs(group)]
+        if slabs:
+            yield slabs
+    builder.finish()
 
 
 def to_image(slab: Slab) -> NDArray[np.complex64]:
@@ -207,12 +210,36 @@ class _Builder:
     def __init__(self, source: ArmSource, warn: Callable[[str], None]) -> None:
         self._source, self._warn = source, warn
         self._plans: dict[tuple[Any, ...], tuple[NDArray[np.float64], nufft.ArmPlan]] = {}
+        self._made = self._told = False
+        self._unusable: UnusableScanError | None = None
 
     def slabs(self, group: ReadoutGroup[ArmReadout]) -> Iterator[Slab]:
-        """Yield one slab for each cardiac phase of a group."""
-        for phase in sorted({each.head.idx.phase for each in group.readouts}):
-            mine = self._in_one_place([each for each in group.readouts if each.head.idx.phase == phase])
+        """Yield one slab for each cardiac phase of a group, unless none of its readouts is a measurement."""
+        try:
+            usable = self._usable(group.readouts)
+        except UnusableScanError as error:
+            self._unusable = self._unusable or error
+            self._warn(f"no image of slice {group.key.slice} in repetition {group.key.repetition}: {error}")
+            return
+        for phase in sorted({each.head.idx.phase for each in usable}):
+            mine = self._in_one_place([each for each in usable if each.head.idx.phase == phase])
+            self._made = True
             yield self._slab(group.key, group.encoding, mine)
+
+    def finish(self) -> None:
+        """Raise an UnusableScanError if no readout of the scan was a measurement."""
+        if self._unusable and not self._made:
+            raise self._unusable
+
+    def _usable(self, readouts: list[ArmReadout]) -> list[ArmReadout]:
+        """Readouts that are measurements, as compared with others of the same image."""
+        texts: list[str] = []
+        marked = OutlierFilter(texts.append).marked(readouts)
+        usable = [each for each in marked if each.usable and isinstance(each, ArmReadout)]
+        for text in texts:
+            (logger.warning if self._told else self._warn)(text)
+        self._told = self._told or bool(texts)
+        return usable
 
     def _in_one_place(self, readouts: list[ArmReadout]) -> list[ArmReadout]:
         """Readouts with the orientation and position of the newest: an image of several would be wrong."""
@@ -263,6 +290,12 @@ class _Builder:
         shape, fov = image_size(encoding)
         k, weights = self._source.arms(readouts, encoding)
         first, place = distinct_arms(k)
+        needed, limit = len(first) * k.shape[1] * BYTES_PER_SAMPLE, memory.usable()
+        if needed > limit:
+            raise ValueError(
+                f"one image of {len(first)} arms with {k.shape[1]} samples would take {needed >> 20} MiB, more than "
+                f"{limit >> 20} MiB: its readouts need counters, such as repetition, that make several images of them"
+            )
         samples = np.zeros((len(first), *readouts[0].samples.shape), np.complex64)
         for arm, readout in zip(place, readouts, strict=True):
             samples[arm] += readout.samples

@@ -299,7 +299,9 @@ class Simulation:
             flags.append(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
         acquisition = self._readout(samples, int(truth.scan_counter[n]), float(truth.time[n]), flags)
         if self.scan.carried:
-            acquisition = ismrmrd.Acquisition(acquisition.getHead(), acquisition.data, self._carried(n))
+            k = self._carried(n)
+            acquisition.resize(acquisition.number_of_samples, acquisition.active_channels, k.shape[1])
+            acquisition.data[:], acquisition.traj[:] = samples, k
             acquisition.discard_pre = acquisition.center_sample
         acquisition.idx.kspace_encode_step_1 = int(truth.column[n])
         acquisition.idx.kspace_encode_step_2 = int(truth.partition[n])

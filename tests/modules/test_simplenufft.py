@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import simplenufft
-from recon import density, noncartesian
+from recon import density, memory, noncartesian
+from recon.outliers import UnusableScanError
 from recon.readouttrajectory import ReadoutTrajectoryError
 from recon.trajectory import TrajectoryError, write_metafile
 from simplenufft import NufftConfig
@@ -21,15 +22,16 @@ ARMS = {"spiral": 8, "radial": 64, "rosette": 84, "variable": 11}
 KIND = {"spiral": "spiral", "radial": "radial", "rosette": "other", "variable": "spiral"}
 
 
-def make(kind="spiral", matrix=40, readouts=None, ordering="linear", **scan):
+def make(shape="spiral", matrix=40, readouts=None, ordering="linear", arms=None, **scan):
     """Simulated scan; noiseless, still and with its trajectory in the readouts unless the options say otherwise."""
     design = SpiralDesign(
-        fov=1e-3 * PIXEL * matrix, resolution=1e-3 * PIXEL, interleaves=ARMS[kind], ordering=ordering, arms=34
+        fov=1e-3 * PIXEL * matrix, resolution=1e-3 * PIXEL, interleaves=arms or ARMS[shape], ordering=ordering, arms=34
     )
-    trajectory = design_spiral(design) if kind == "spiral" else trajectories.design(kind, design)
+    trajectory = design_spiral(design) if shape == "spiral" else trajectories.design(shape, design)
     default = {"coils": 1, "noise": 0, "still": True, "waveforms": False, "tr": 20e-3, "carried": "1/m"}
+    default["kind"] = KIND[shape]
     readouts = readouts or trajectory.arms * scan.get("partitions", 1)
-    return simulate(trajectory, Scan(readouts=readouts, kind=KIND[kind], **default | scan))
+    return simulate(trajectory, Scan(readouts=readouts, **default | scan))
 
 
 @pytest.fixture
@@ -192,6 +194,34 @@ def test_images_come_while_the_scan_goes_on_and_an_incomplete_set_at_its_end(run
     assert np.unravel_index(last.argmax(), last.shape) == (25, 18)
 
 
+def test_stack_of_few_arms_is_not_torn_apart(run):
+    """Readouts are compared with others of their partition: that must not let some of a repetition come too late."""
+    client = run(make(arms=3, partitions=4, readouts=36, point=(8.0, -20.0, 0.0)))
+    assert [(image.repetition, image.slice) for image in client.images] == [(r, p) for r in range(3) for p in range(4)]
+    assert not [text for text in client.texts if text.startswith("WARNING")]
+    for image in client.images[2::4]:
+        assert centre_of(image.data[0, 0]) == pytest.approx((25, 18), abs=0.1)
+
+
+def test_repetition_without_any_signal_is_left_out_and_told(run):
+    simulation = make(readouts=24)
+    items = list(simulation.acquisitions())
+    for item in items[8:16]:
+        item.data[:] = 0
+    client = run(simulation, items)
+    assert [image.repetition for image in client.images] == [0, 2]
+    assert any("repetition 1" in text and "none of the 8 imaging readouts" in text for text in client.texts)
+
+
+def test_scan_without_any_signal_is_refused(run):
+    simulation = make()
+    items = list(simulation.acquisitions())
+    for item in items:
+        item.data[:] = 0
+    with pytest.raises(UnusableScanError, match="none of the 8 imaging readouts can be used: 8 all zero"):
+        run(simulation, items)
+
+
 def test_readouts_of_one_arm_are_averaged(run):
     once = list(make(point=(8.0, -20.0)).acquisitions())
     twice = [*once, *make(point=(8.0, -20.0)).acquisitions()]
@@ -273,6 +303,18 @@ def test_header_without_a_field_of_view_is_refused(run):
     simulation.header.encoding[0].reconSpace.fieldOfView_mm.x = 0
     with pytest.raises(ValueError, match="reconSpace has no fieldOfView_mm"):
         run(simulation)
+
+
+def test_epi_is_refused(run):
+    """Its readouts may carry a trajectory, but gridding them leaves ghosts."""
+    with pytest.raises(ValueError, match=r"trajectory is 'epi'.*cartesian_recon reconstructs EPI"):
+        run(make(kind="epi"))
+
+
+def test_image_that_is_too_large_for_the_memory_is_refused(run, monkeypatch):
+    monkeypatch.setattr(memory, "usable", lambda: 1 << 20)
+    with pytest.raises(ValueError, match=r"one image of 8 arms with .* would take .* MiB, more than 1 MiB"):
+        run(make())
 
 
 def test_missing_partitions_are_told(run):
