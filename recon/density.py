@@ -5,9 +5,9 @@ gridded image of a chest against its exact band-limited image: spirals of two se
 own weights as well), other spirals, spirals of variable density, radial scans and rosettes, evenly turned and by the
 golden angle, filling k-space and with few arms. Pipe and Menon's iteration has the smallest error with few arms, with
 arms turned by the golden angle and for radial scans, and a smaller one than the sequences' own weights. Where evenly
-turned arms fill k-space, ring areas are a little better, and all errors are small; elsewhere they are the worst. Voronoi
-cells are better for many golden-angle spirals only, and take longer. ``python benchmarks/density.py`` gives the figures
-(``doc/benchmarks.md``).
+turned arms fill k-space, ring areas are a little better, and all errors are small; elsewhere they are the worst.
+Voronoi cells are better for many golden-angle spirals only, and take longer. ``python benchmarks/density.py`` gives the
+figures (``doc/benchmarks.md``).
 """
 
 from __future__ import annotations
