@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from recon import nufft
 
 ITERATIONS = 30  # more change the error of an image by less than a tenth of it
+SAME_PLACE = 1e-4  # of the largest |k|: samples that are not farther apart are one in the iteration
 FLOOR = 1e-3  # of the largest sum of neighbouring weights: the least that a weight is divided by
 
 
@@ -30,7 +31,8 @@ def compensation(
     against each other: a squared Bessel function, so that no weight becomes negative. With the final weights each
     sample's neighbourhood, 1 / field of view wide, has the weighted density 1. Where samples are farther apart than
     that, a weight stays at the area of one such neighbourhood: gaps do not make their borders bright. Samples at one
-    place share its weight.
+    place, such as the start of all arms or a receiver that runs before the gradients do, share its weight; one by one
+    they would make the iteration converge slowly.
 
     Parameters
     ----------
@@ -63,13 +65,17 @@ def compensation(
     cycles = np.asarray(k, float) * field_of_view
     # Of one field of view; the kernel is as wide as two.
     nx, ny = (int(2 * np.ceil(edge)) + 2 for edge in np.abs(cycles).max(axis=(0, 1)))
-    plan = nufft.ArmPlan(2 * cycles.reshape(1, -1, 2), (2 * ny, 2 * nx))
+    steps = np.rint(cycles / (SAME_PLACE * (np.abs(cycles).max() or 1.0))).reshape(-1, 2)
+    _, first, place, count = np.unique(
+        steps[:, 0] + 1j * steps[:, 1], return_index=True, return_inverse=True, return_counts=True
+    )
+    plan = nufft.ArmPlan(2 * cycles.reshape(1, -1, 2)[:, first], (2 * ny, 2 * nx))
     x, y = np.arange(-nx, nx) / nx, np.arange(-ny, ny) / ny
     radius = np.minimum(np.hypot(x, y[:, np.newaxis]), 1)
     overlap = 2 / np.pi * (np.arccos(radius) - radius * np.sqrt(1 - radius**2))
     transform = (overlap * (field_of_view[0] * field_of_view[1] / (nx * ny))).astype(np.float32)
-    weights = np.ones((1, 1, cycles.shape[0] * cycles.shape[1]))
+    weights = np.ones((1, 1, len(first)))
     for _ in range(iterations):
         around = plan.forward(plan.adjoint(weights.astype(np.complex64)) * transform).real
         weights /= np.maximum(around, FLOOR * around.max())
-    return weights.reshape(cycles.shape[:2])
+    return (weights[0, 0] / count)[place].reshape(cycles.shape[:2])

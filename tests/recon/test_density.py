@@ -43,6 +43,15 @@ def test_arms_that_are_repeated_share_their_weight():
     np.testing.assert_allclose(twice[:12] + twice[12:], once, rtol=1e-3)
 
 
+def test_samples_at_which_the_arms_rest_do_not_make_the_centre_heavy():
+    """As when the receiver runs before the gradients do: 200 samples of each arm at k = 0."""
+    k = full("spiral")
+    resting = compensation(np.concatenate([np.zeros((len(k), 200, 2)), k], axis=1), (FOV, FOV))
+    weights = compensation(k, (FOV, FOV))
+    np.testing.assert_allclose(resting[:, 201:], weights[:, 1:], rtol=1e-3)
+    assert resting[:, :201].sum() == pytest.approx(weights[:, 0].sum(), rel=1e-3)
+
+
 def test_weights_follow_the_field_of_view_of_each_axis():
     k = full("radial")
     square, stretched = compensation(k, (FOV, FOV)), compensation(k * (1, 2), (FOV, FOV / 2))
