@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import coils
-from recon import nufft, physio
+from recon import nufft, physio, physiobins
 from recon.trajectory import ArmCounter, signature_of
 from simulation.spiraldesign import SpiralDesign, design_spiral, synthetic_girf
 from simulation.spiralsimulation import Scan, readout_axes, simulate
@@ -207,13 +207,13 @@ def test_waveforms_sort_readouts_as_the_truth_does(source):
     simulation = simulate(TRAJECTORY, Scan(readouts=2304, coils=1))
     truth, waveforms = simulation.truth, list(simulation.waveforms())
     raster = physio.readout_raster(43200 * 400 + np.rint(truth.time / 2.5e-3), truth.scan_counter)
-    found = physio.cardiac_bins(physio.cardiac_triggers(waveforms, source, raster, 0.15), 2304, 8)
+    found = physiobins.cardiac_bins(physio.cardiac_triggers(waveforms, source, raster, 0.15), 2304, 8)
     beats = np.rint(truth.beats / 5.74e-3).astype(int)
-    right = physio.cardiac_bins(beats[(beats > -200) & (beats < 2304)], 2304, 8)
+    right = physiobins.cardiac_bins(beats[(beats > -200) & (beats < 2304)], 2304, 8)
     np.testing.assert_array_equal(found[right >= 0][100:-300], right[right >= 0][100:-300])
     assert (found == right)[found >= 0].mean() > 0.99
-    breathing = physio.respiratory_bins(physio.respiration(waveforms, raster), 6, 0.1, raster.tr)
-    expected = physio.respiratory_bins(truth.inhalation, 6, 0.1, 5.74e-3)
+    breathing = physiobins.respiratory_bins(physio.respiration(waveforms, raster), 6, 0.1, raster.tr)
+    expected = physiobins.respiratory_bins(truth.inhalation, 6, 0.1, 5.74e-3)
     assert (breathing == expected)[breathing >= 0].mean() > 0.99
 
 
