@@ -9,7 +9,8 @@ Format: Layton et al., Magn Reson Med 2017;77:1544, doi 10.1002/mrm.26235; https
 
 from __future__ import annotations
 
-import os
+import hashlib
+import math
 import re
 import sys
 import tempfile
@@ -23,10 +24,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recon import density
+from recon.sequenceextent import defined_field_of_view, defined_resolution, supported_field_of_view
+
+RESULT_VERSION = b"1"  # of `ImageReadouts` and how they are made: results of another one are made anew
 MEMORY_LIMIT = 4 << 30  # bytes, of the program
 MAX_SAMPLES = 1 << 24  # of all different readouts
 SAME = 1e-4  # of the largest |k|: readouts that differ by less are one
 PLANAR = 1e-3  # of the largest |k|: change of kz during a readout that still counts as none
+UNCOVERED_PIXELS = 64  # of the field of view for the density of arms that leave gaps, where none is defined
 NOT_READ_BY_PYPULSEQ = ("ROTATIONS", "RF_SHIMS")  # extensions of format 1.5
 EXCITATIONS, REFOCUSING = "eu", "r"  # uses of a pulse; one of undefined use counts as excitation
 
@@ -73,6 +79,12 @@ class ImageReadouts:
         that labels declare navigators, noise or calibration are left out: converters flag them.
     dwell
         Time from sample to sample [s].
+    weights
+        Density compensation [arm, sample], at most 1.
+    defined_fov, defined_resolution
+        Of the sequence's definitions [m]; NaN where they say nothing.
+    supported_fov
+        Field of view that all arms together are dense enough for [m]; NaN where they do not cover k-space.
     remarks
         What a user should know, one sentence each.
     """
@@ -80,6 +92,10 @@ class ImageReadouts:
     k: NDArray[np.float64]
     order: NDArray[np.int64]
     dwell: float
+    weights: NDArray[np.float64]
+    defined_fov: float
+    defined_resolution: float
+    supported_fov: float
     remarks: tuple[str, ...]
 
 
@@ -329,7 +345,19 @@ def image_readouts(text: str) -> ImageReadouts:
     remarks = []
     if others := of_image.count(-1):
         remarks.append(f"{others} of its {len(played)} readouts are none of the image's: no excitation, or other length")
-    return ImageReadouts(distinct, np.array([arms[each] for each in of_image], np.int64), dwell, tuple(remarks))
+    defined, supported = defined_field_of_view(sequence.definitions), supported_field_of_view(distinct)
+    fields = [each for each in (defined, supported, UNCOVERED_PIXELS / (2 * largest)) if math.isfinite(each)]
+    weights = density.compensation(distinct, (fields[0], fields[0]))
+    return ImageReadouts(
+        k=distinct,
+        order=np.array([arms[each] for each in of_image], np.int64),
+        dwell=dwell,
+        weights=weights / weights.max(),
+        defined_fov=defined,
+        defined_resolution=defined_resolution(sequence.definitions, defined, largest),
+        supported_fov=supported,
+        remarks=tuple(remarks),
+    )
 
 
 def merged(k: NDArray[np.float64], tolerance: float) -> tuple[NDArray[np.float64], list[int]]:
@@ -364,13 +392,18 @@ def merged(k: NDArray[np.float64], tolerance: float) -> tuple[NDArray[np.float64
 
 
 def main(source: str, result: str) -> None:
-    """Read a sequence and write its image readouts, in the language of NumPy: see `pulseq`."""
+    """Read a sequence and write its image readouts, and the hash of the file, as arrays in NumPy's format."""
     limit_memory()
-    readouts = image_readouts(Path(source).read_bytes().decode("utf-8", "replace"))
+    content = Path(source).read_bytes()
+    readouts = image_readouts(content.decode("utf-8", "replace"))
     with open(result, "wb") as file:
-        np.savez(
-            file, k=readouts.k, order=readouts.order, dwell=readouts.dwell, remarks=np.array(readouts.remarks, str)
-        )
+        arrays = vars(readouts) | {"remarks": np.array(readouts.remarks, str), "source": digest_of(content)}
+        np.savez(file, **{name: np.array(value) for name, value in arrays.items()})
+
+
+def digest_of(content: bytes) -> str:
+    """Hash of a sequence's content, and of the version of what is made of it."""
+    return hashlib.sha256(RESULT_VERSION + content).hexdigest()
 
 
 def limit_memory() -> None:

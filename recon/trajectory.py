@@ -38,16 +38,16 @@ class TrajectoryError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A 2-D trajectory and what its metafile says besides.
+    """A 2-D trajectory and what its source says besides.
 
     Attributes
     ----------
     file
-        The metafile.
+        The metafile or sequence; for trajectories of the readouts themselves, a text in its place.
     k
         K-space [arms, samples, (kx, ky)] [1/m] with s(k) = integral rho(r) exp(-2 pi i k.r) dr.
     weights
-        Density compensation [samples], the same for every arm.
+        Density compensation [samples], the same for every arm, or [arms, samples].
     dwell
         Time from sample to sample [s].
     pre_discard
@@ -59,7 +59,10 @@ class Trajectory:
     interleaves
         Number of different arms; with linear ordering the columns repeat after this many.
     arm_ordering
-        "ga", "linear" or "linear_custom"; empty when the metafile does not say.
+        "ga", "linear" or "linear_custom"; empty when the source does not say.
+    order
+        Arm of each imaging readout of one run of the sequence; -1 for one that is none of the image's. None: the arms
+        one after the other.
     """
 
     file: Path
@@ -71,11 +74,22 @@ class Trajectory:
     resolution: float
     interleaves: int
     arm_ordering: str = ""
+    order: NDArray[np.int64] | None = None
 
     @property
     def arms(self) -> int:
         """Number of arms: columns of the metafile."""
         return self.k.shape[0]
+
+    @property
+    def readouts(self) -> int:
+        """Number of imaging readouts of one run of the sequence."""
+        return self.arms if self.order is None else len(self.order)
+
+    def arm_of(self, number: int) -> int:
+        """Arm of the imaging readout `number` of the scan, from 0; -1 for one that is none of the image's."""
+        place = number % self.readouts
+        return place if self.order is None else int(self.order[place])
 
     @property
     def readout_length(self) -> int:
@@ -118,7 +132,7 @@ class Trajectory:
             fitted = dataclasses.replace(
                 self,
                 k=self.k[:, first::2],
-                weights=self.weights[first::2],
+                weights=self.weights[..., first::2],
                 dwell=2 * self.dwell,
                 pre_discard=(self.pre_discard + first) // 2,
             )
