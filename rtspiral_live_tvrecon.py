@@ -94,7 +94,8 @@ def prepare(config: Any, metadata: Any) -> None:
     scan = spiral.SpiralScan(settings, metadata)
     nufft.open_backend(settings.reconstruction.gpu_device)
     nufft.warm_up()
-    if scan.response is None:  # else the tables wait for the orientation that the first readout brings
+    # Else the tables wait for what the first readouts bring: their trajectory, or their orientation.
+    if scan.nominal is not None and scan.response is None:
         plan_for(scan, scan.nominal, settings.reconstruction)
         tables_for(scan, settings.reconstruction, scan.nominal)
 
@@ -109,12 +110,14 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     config
         Not used: the settings stand in the configuration file.
     metadata
-        The MRD header; its user parameter ``tSequenceVariant`` names the metafile.
+        The MRD header; its user parameter ``tSequenceVariant`` has the signature of the sequence.
     """
     settings = configuration.load(LiveConfig)
     options = settings.reconstruction
     nufft.open_backend(options.gpu_device)
-    scan = spiral.SpiralScan(settings, metadata, connection.warn)
+    scan = spiral.SpiralScan(settings, metadata, connection.warn, tell=connection.info)
+    if scan.nominal is None:
+        connection.warn("images begin when the scan is over: only its readouts tell the trajectory, as they come")
     tr = repetition_time(metadata)
 
     kept: list[Readouts] = []
@@ -206,9 +209,12 @@ class Live:
         self.plan_of = functools.lru_cache(maxsize=8)(functools.partial(plan_for, scan, settings=options))
         self._tables_of = functools.lru_cache(maxsize=8)(functools.partial(tables_for, scan, options))
         self._team, self._background = team, background
-        # Whole frames, so that view-shared images come when live ones would.
-        shared = min(FOOTPRINT, scan.nominal.interleaves)
-        self.shared_arms = -(-shared // options.arms_per_frame) * options.arms_per_frame
+
+    @property
+    def shared_arms(self) -> int:
+        """Arms of a view-shared image: whole frames, so that it comes when a live one would."""
+        shared = min(FOOTPRINT, self.scan.designed.interleaves)
+        return -(-shared // self.options.arms_per_frame) * self.options.arms_per_frame
 
     def make_tables(self, fitted: Trajectory) -> None:
         """Make the tables of a trajectory in the background; what goes wrong shows when they are used."""

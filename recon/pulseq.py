@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-import mrdhelper
 from recon.configuration import PROJECT_FOLDER
 from recon.pulseqreadouts import ImageReadouts, digest_of
 from recon.trajectory import Trajectory, TrajectoryError
@@ -158,7 +157,7 @@ def load(cache: Path, digest: str) -> ImageReadouts | None:
             if arrays["source"].item() != digest:
                 return None  # of an older content
             return _checked({field.name: arrays[field.name] for field in dataclasses.fields(ImageReadouts)})
-    except Exception as error:  # whatever is wrong with it: the sequence is read anew
+    except Exception as error:  # noqa: BLE001 -- whatever is wrong with it: the sequence is read anew
         logger.warning("The cache file %s is not used: %s", cache, error)
         return None
 
@@ -182,19 +181,28 @@ def _checked(arrays: dict[str, Any]) -> ImageReadouts:
 # --- Trajectory -----------------------------------------------------------------------------------------------------
 
 
-def trajectory_from(file: Path, readouts: ImageReadouts, header: Any) -> tuple[Trajectory, str]:
+def trajectory_from(file: Path, readouts: ImageReadouts, asked_fov: float = 0.0) -> tuple[Trajectory, str]:
     """Trajectory of a sequence, and what its user should know.
 
     The field of view is that of the sequence's definitions; else that of the header, as far as the trajectory supports
     it: golden-angle arms together support a larger one than is wanted; else what the trajectory supports. The
     resolution is that of the definitions, or that of the largest |k|.
 
+    Parameters
+    ----------
+    file
+        The sequence.
+    readouts
+        Of the sequence.
+    asked_fov
+        Field of view of the MRD header [m]; 0: it has none.
+
     Raises
     ------
     TrajectoryError
         There is no field of view: neither definitions nor header have one, and the arms leave gaps.
     """
-    fov, where = _field_of_view(readouts, header)
+    fov, where = _field_of_view(readouts, asked_fov)
     if not math.isfinite(fov):
         raise TrajectoryError(
             f"{file} defines no field of view, its readouts do not cover k-space, and the MRD header has none: add a "
@@ -214,20 +222,17 @@ def trajectory_from(file: Path, readouts: ImageReadouts, header: Any) -> tuple[T
         interleaves=len(readouts.k),
         order=readouts.order,
     )
-    return trajectory, "; ".join(
-        [
-            f"Pulseq sequence {file.name}: {len(readouts.order)} readouts of {len(readouts.k)} different arms, "
-            f"field of view {1e3 * fov:.4g} mm {where}, resolution {1e3 * resolution:.4g} mm {by}",
-            *readouts.remarks,
-        ]
+    told = (
+        f"Pulseq sequence {file.name}: {len(readouts.order)} readouts of {len(readouts.k)} different arms, field of "
+        f"view {1e3 * fov:.4g} mm {where}, resolution {1e3 * resolution:.4g} mm {by}"
     )
+    return trajectory, "; ".join([told, *readouts.remarks])
 
 
-def _field_of_view(readouts: ImageReadouts, header: Any) -> tuple[float, str]:
+def _field_of_view(readouts: ImageReadouts, asked: float) -> tuple[float, str]:
     """Field of view [m], and where it comes from."""
     if math.isfinite(readouts.defined_fov):
         return readouts.defined_fov, "as defined"
-    asked = 1e-3 * max((mrdhelper.recon_field_of_view(header) or (0.0, 0.0))[:2])
     supported = readouts.supported_fov
     if asked > 0 and not asked > (1 + HEADER_TOLERANCE) * supported:
         return asked, "of the MRD header"

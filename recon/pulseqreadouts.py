@@ -344,7 +344,9 @@ def image_readouts(text: str) -> ImageReadouts:
     arms = dict(zip(used, arm_of, strict=True)) | {-1: -1}
     remarks = []
     if others := of_image.count(-1):
-        remarks.append(f"{others} of its {len(played)} readouts are none of the image's: no excitation, or other length")
+        remarks.append(
+            f"{others} of its {len(played)} readouts are none of the image's: no excitation, or other length"
+        )
     defined, supported = defined_field_of_view(sequence.definitions), supported_field_of_view(distinct)
     fields = [each for each in (defined, supported, UNCOVERED_PIXELS / (2 * largest)) if math.isfinite(each)]
     weights = density.compensation(distinct, (fields[0], fields[0]))

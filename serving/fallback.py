@@ -214,7 +214,8 @@ def by_content(kept: Kept, metadata: Any) -> tuple[str, Iterator[ismrmrd.Image]]
     ValueError
         No image can be made of them; says why.
     """
-    from recon import trajectory
+    from recon import trajectory, trajectorysources
+    from recon.readouttrajectory import carries_trajectory
 
     images = [item for item in kept if isinstance(item, ismrmrd.Image)]
     if images:
@@ -225,12 +226,14 @@ def by_content(kept: Kept, metadata: Any) -> tuple[str, Iterator[ismrmrd.Image]]
     of = f"of the last {count} readouts" if len(kept) < kept.taken else f"of {count} readouts"
     folders = metafile_folders()
     try:
-        trajectory.find_metafile(trajectory.signature_of(metadata), folders)
-    except trajectory.TrajectoryError as no_metafile:
+        trajectorysources.find(metadata, folders)
+    except trajectory.TrajectoryError as not_found:
+        if any(isinstance(item, ismrmrd.Acquisition) and carries_trajectory(item) for item in kept):
+            return f"plain gridding {of} by their own trajectories", gridded(kept, metadata, folders)
         try:
             encoding_of(metadata, 0)
         except ValueError as error:
-            raise ValueError(f"{error}; {no_metafile}") from None
+            raise ValueError(f"{error}; {not_found}") from None
         return f"root sum of squares of the Fourier transform {of}", transformed(kept, metadata)
     return f"plain gridding {of}", gridded(kept, metadata, folders)
 
@@ -257,7 +260,8 @@ def gridded(kept: Kept, metadata: Any, folders: tuple[Path, ...]) -> Iterator[is
     from recon import nufft, spiral, spiralreadout
     from recon.configuration import SpiralConfig
 
-    scan = spiral.SpiralScan(SpiralConfig(metafile_paths=folders), metadata, logger.debug)
+    config, before = SpiralConfig(metafile_paths=folders), kept.arms_before
+    scan = spiral.SpiralScan(config, metadata, logger.debug, tell=logger.debug, first_number=before)
     slices: dict[int, list[spiralreadout.SpiralReadout]] = {}
     for readout in scan.readouts(_usable(kept, metadata, lambda each: each.data.shape)):
         arms = slices.setdefault(readout.head.idx.slice, [])
@@ -269,11 +273,10 @@ def gridded(kept: Kept, metadata: Any, folders: tuple[Path, ...]) -> Iterator[is
         raise ValueError("no imaging readout came in")
     plan = nufft.ArmPlan(fitted.cycles_per_fov(), (scan.matrix, scan.matrix), fitted.weights)
     to_pixels = mrdhelper.SeriesScale(metadata, logger.debug)
-    before = kept.arms_before
     for index, (_, arms) in enumerate(sorted(slices.items()), start=1):
         grid = plan.zeros(len(arms[0].samples))
         for readout in (each for each in arms if each.usable):
-            plan.add_arm(grid, (readout.column + before) % plan.arms, readout.samples)
+            plan.add_arm(grid, readout.column, readout.samples)
         yield scan.image(to_pixels(coils.rssq(plan.image(grid))), arms[len(arms) // 2].head, index)
 
 
