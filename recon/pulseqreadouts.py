@@ -398,7 +398,7 @@ def main(source: str, result: str) -> None:
     limit_memory()
     content = Path(source).read_bytes()
     readouts = image_readouts(content.decode("utf-8", "replace"))
-    with open(result, "wb") as file:
+    with Path(result).open("wb") as file:
         arrays = vars(readouts) | {"remarks": np.array(readouts.remarks, str), "source": digest_of(content)}
         np.savez(file, **{name: np.array(value) for name, value in arrays.items()})
 
@@ -420,5 +420,5 @@ def limit_memory() -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 -- its text is the program's message
         sys.exit(re.sub(r"\s+", " ", f"{type(error).__name__}: {error}" if str(error) else repr(error)))

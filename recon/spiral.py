@@ -222,7 +222,8 @@ class SpiralScan:
 
     def trajectory_of_new_arm(self, readout: SpiralReadout) -> trajectory.Trajectory:
         """As `trajectory_of`, of one arm: that of a readout that brought one which `nominal` has not."""
-        assert self._own is not None and readout.k is not None
+        assert self._own is not None
+        assert readout.k is not None
         return self._corrected(self._own.one(readout.k), readout)
 
     def _corrected(self, nominal: trajectory.Trajectory, readout: SpiralReadout) -> trajectory.Trajectory:

@@ -26,8 +26,8 @@ class SpiralReadout:
     usable
         Whether it is a measurement, see `outliers`; else it only keeps its place, and its samples are zeros.
     k
-        K-space [sample, (kx, ky)] [1/m] of an arm that the scan's trajectory has not: a readout brought it itself, later
-        than the first ones.
+        K-space [sample, (kx, ky)] [1/m] of an arm that the scan's trajectory has not: a readout brought it itself,
+        later than the first ones.
     """
 
     samples: NDArray[np.complex64]
