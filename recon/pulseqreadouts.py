@@ -4,7 +4,8 @@
 it. It is a program of its own, because nothing else limits the time and memory that a damaged file takes, and because
 pypulseq brings plotting libraries that the server does not need.
 
-Format: Layton et al., Magn Reson Med 2017;77:1544, doi 10.1002/mrm.26235; https://pulseq.github.io, versions 1.2 to 1.5.
+Format: Layton et al., Magn Reson Med 2017;77:1544, doi 10.1002/mrm.26235; https://pulseq.github.io;
+versions 1.2 to 1.5.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ class ImageReadouts:
     k
         K-space of the different readouts [arm, sample, (kx, ky)] [1/m].
     order
-        Arm of each readout, in the order in which the sequence plays them; -1 for one that is none of the image's. Those
-        that labels declare navigators, noise or calibration are left out: converters flag them.
+        Arm of each readout, in the order in which the sequence plays them; -1 for one that is none of the image's.
+        Those that labels declare navigators, noise or calibration are left out: converters flag them.
     dwell
         Time from sample to sample [s].
     weights
@@ -115,7 +116,7 @@ def take_out_extensions(text: str) -> tuple[str, dict[int, str], dict[int, tuple
     taken = ""
     for line in text.splitlines():
         words = line.split()
-        if line.startswith("extension ") or line.startswith("["):
+        if line.startswith(("extension ", "[")):
             taken = words[1] if len(words) == 3 and words[1] in NOT_READ_BY_PYPULSEQ else ""
             if taken:
                 names[int(words[2])] = taken
@@ -344,9 +345,7 @@ def image_readouts(text: str) -> ImageReadouts:
     arms = dict(zip(used, arm_of, strict=True)) | {-1: -1}
     remarks = []
     if others := of_image.count(-1):
-        remarks.append(
-            f"{others} of its {len(played)} readouts are none of the image's: no excitation, or other length"
-        )
+        remarks.append(f"{others} of {len(played)} readouts are none of the image's: no excitation, or other length")
     defined, supported = defined_field_of_view(sequence.definitions), supported_field_of_view(distinct)
     fields = [each for each in (defined, supported, UNCOVERED_PIXELS / (2 * largest)) if math.isfinite(each)]
     weights = density.compensation(distinct, (fields[0], fields[0]))
