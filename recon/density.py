@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from recon import nufft
 
 ITERATIONS = 30  # more change the error of an image by less than a tenth of it
+RESTING = 1e-5  # of the largest |k|: an arm that goes no farther to its next sample rests
 FLOOR = 1e-3  # of the largest sum of neighbouring weights: the least that a weight is divided by
 
 
@@ -72,3 +73,27 @@ def compensation(
         around = plan.forward(plan.adjoint(weights.astype(np.complex64)) * transform).real
         weights /= np.maximum(around, FLOOR * around.max())
     return weights.reshape(cycles.shape[:2])
+
+
+def weights_of_arms(k: NDArray[np.floating], field_of_view: tuple[float, float]) -> NDArray[np.float64]:
+    """Density compensation of the arms of a sequence, at most 1, without samples at which all arms rest.
+
+    A receiver that starts before the gradients puts many samples at one place, on which the iteration converges slowly:
+    the centre would be too heavy. The last one stands for them; the others have no weight.
+
+    Parameters
+    ----------
+    k
+        K-space [arm, sample, (kx, ky)] [1/m].
+    field_of_view
+        Of the object (x, y) [m].
+
+    Returns
+    -------
+    Weights [arm, sample].
+    """
+    steps = np.linalg.norm(np.diff(k, axis=1), axis=-1).max(axis=0)
+    moving = np.append(steps > RESTING * np.linalg.norm(k, axis=-1).max(), True)
+    weights = np.zeros(k.shape[:2])
+    weights[:, moving] = compensation(k[:, moving], field_of_view)
+    return weights / weights.max()

@@ -61,11 +61,10 @@ class OwnArms:
         except ReadoutTrajectoryError as error:
             raise TrajectoryError(str(error)) from error
         fov, resolution = _geometry(encoding, header)
-        weights = density.compensation(k, (fov, fov))
         self.trajectory = Trajectory(
             file=SOURCE,
             k=k,
-            weights=weights / weights.max(),
+            weights=density.weights_of_arms(k, (fov, fov)),
             dwell=1e-6 * (different[0].sample_time_us or 1.0),
             pre_discard=0,
             fov=fov,

@@ -348,12 +348,12 @@ def image_readouts(text: str) -> ImageReadouts:
         remarks.append(f"{others} of {len(played)} readouts are none of the image's: no excitation, or other length")
     defined, supported = defined_field_of_view(sequence.definitions), supported_field_of_view(distinct)
     fields = [each for each in (defined, supported, UNCOVERED_PIXELS / (2 * largest)) if math.isfinite(each)]
-    weights = density.compensation(distinct, (fields[0], fields[0]))
+    weights = density.weights_of_arms(distinct, (fields[0], fields[0]))
     return ImageReadouts(
         k=distinct,
         order=np.array([arms[each] for each in of_image], np.int64),
         dwell=dwell,
-        weights=weights / weights.max(),
+        weights=weights,
         defined_fov=defined,
         defined_resolution=defined_resolution(sequence.definitions, defined, largest),
         supported_fov=supported,
