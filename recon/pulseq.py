@@ -12,11 +12,12 @@ import logging
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 128 << 20  # of a sequence
 MAX_CACHE_BYTES = 1 << 30
 TAIL = 4096  # bytes at the end of a sequence, in which its signature stands
-TIME_LIMIT = 60.0  # for reading a sequence [s]
+TIME_LIMIT = 30.0  # for reading a sequence [s]
 SIGNATURE_MARK = b"\n[SIGNATURE]"
 HEADER_TOLERANCE = 0.01  # of a field of view that the trajectory still supports
 
@@ -98,18 +99,25 @@ def read_readouts(file: Path) -> ImageReadouts:
     for cache in caches:
         if (kept := load(cache, digest)) is not None:
             return kept
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "readouts.npz"
+        readouts = _read_anew(file, content, result)
+        keep(result, caches)
+    return readouts
+
+
+def keep(result: Path, caches: Sequence[Path]) -> None:
+    """Keep a result as the first of the cache files that can be written; other sessions never see half of it."""
     for cache in caches:
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".reading-", dir=cache.parent) as folder:
-                result = Path(folder) / "readouts.npz"
-                readouts = _read_anew(file, content, result)
-                result.replace(cache)
-                return readouts
+            with tempfile.TemporaryDirectory(prefix=".cache-", dir=cache.parent) as folder:
+                shutil.copyfile(result, whole := Path(folder) / cache.name)
+                whole.replace(cache)
         except OSError as error:  # the next place
             logger.info("No cache file %s: %s", cache, error)
-    with tempfile.TemporaryDirectory() as folder:
-        return _read_anew(file, content, Path(folder) / "readouts.npz")
+        else:
+            return
 
 
 def cache_files(file: Path, digest: str) -> Iterator[Path]:
