@@ -252,8 +252,10 @@ def _checked(file: Path, content: dict[str, Any]) -> Trajectory:
     kz = _numbers(content, "kz") if "kz" in content else np.zeros_like(kx)
     if kx.ndim != 2 or 0 in kx.shape or not kx.shape == ky.shape == kz.shape:
         raise ValueError(f"kx, ky, kz have shapes {kx.shape}, {ky.shape}, {kz.shape}, must be equal: samples x arms")
-    if weights.size != kx.shape[0] or min(weights.shape) != 1:
-        raise ValueError(f"w has shape {weights.shape}, must be 1 x {kx.shape[0]}, one weight for each sample")
+    if weights.shape != kx.shape and (weights.size != kx.shape[0] or min(weights.shape) != 1):
+        raise ValueError(
+            f"w has shape {weights.shape}, must be 1 x {kx.shape[0]}, one weight for each sample, or shaped as kx"
+        )
     if weights.min() < 0 or weights.max() == 0:
         raise ValueError("w has negative weights or nothing else than zeros")
     largest = float(np.hypot(kx, ky).max())
@@ -274,7 +276,7 @@ def _checked(file: Path, content: dict[str, Any]) -> Trajectory:
     return Trajectory(
         file=file,
         k=np.stack([kx.T, ky.T], axis=-1),
-        weights=weights.ravel(),
+        weights=weights.T if weights.shape == kx.shape and kx.shape[1] > 1 else weights.ravel(),
         dwell=dwell,
         pre_discard=_whole(param, "pre_discard", 0),
         fov=1e-2 * _scalar(param, "fov", 1e-3),
@@ -329,6 +331,7 @@ def write_metafile(trajectory: Trajectory, file: str | Path | None = None, ga_ro
 
     file = Path(file if file is not None else trajectory.file)
     kx, ky = np.moveaxis(trajectory.k, -1, 0)
+    weights = trajectory.weights.T if trajectory.weights.ndim == 2 else trajectory.weights
     size = trajectory.matrix_size()
     param = {
         "fov": 1e2 * trajectory.fov,
@@ -341,7 +344,7 @@ def write_metafile(trajectory: Trajectory, file: str | Path | None = None, ga_ro
         "arm_ordering": trajectory.arm_ordering,
         "dt": trajectory.dwell,
     }
-    content = {"kx": kx.T, "ky": ky.T, "kz": np.zeros_like(kx.T), "w": trajectory.weights[np.newaxis], "param": param}
+    content = {"kx": kx.T, "ky": ky.T, "kz": np.zeros_like(kx.T), "w": np.atleast_2d(weights), "param": param}
     savemat(file, content)
     return file
 

@@ -1,15 +1,18 @@
-"""Pulseq sequences for tests, written with pypulseq: spirals, with whatever else a sequence has."""
+"""Pulseq sequences for tests, written with pypulseq, and scans whose readouts carry their trajectories."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ismrmrd
 import numpy as np
 import pypulseq
 from numpy.typing import NDArray
 
-from recon.trajectory import Trajectory
+from recon.trajectory import SIGNATURE_PARAMETER
+from simulation.spiralsimulation import Simulation
 
 RASTER = 10e-6  # of gradients [s]
 SYSTEM = pypulseq.Opts(max_grad=1e9, grad_unit="Hz/m", max_slew=1e13, slew_unit="Hz/m/s", adc_dead_time=0)
@@ -78,15 +81,18 @@ def write(sequence: pypulseq.Sequence, file: Path, old: bool = False) -> tuple[P
     return file, signature
 
 
-def sequence_of(trajectory: Trajectory, fov: float) -> pypulseq.Sequence:
-    """Sequence whose readouts have nearly the arms of a trajectory: its gradients go through every fifth point."""
-    sequence = pypulseq.Sequence(SYSTEM)
-    step = round(RASTER / trajectory.dwell)
-    for kx, ky in np.moveaxis(trajectory.k, -1, 1):
-        arm = (kx + 1j * ky)[::step]
-        sequence.add_block(excitation())
-        samples = step * (len(arm) - 1)
-        sequence.add_block(*gradients(arm), adc(samples, trajectory.dwell))
-        sequence.add_block(pypulseq.make_trapezoid("z", area=400, duration=1e-3, system=SYSTEM))
-    sequence.set_definition("FOV", [fov, fov, 5e-3])
-    return sequence
+def header_of(signature: str) -> SimpleNamespace:
+    """MRD header that has the signature of a sequence."""
+    parameter = ismrmrd.xsd.userParameterStringType(name=SIGNATURE_PARAMETER, value=signature)
+    return SimpleNamespace(userParameters=ismrmrd.xsd.userParametersType(userParameterString=[parameter]))
+
+
+def carrying(simulation: Simulation) -> Iterator[ismrmrd.Acquisition]:
+    """Readouts of a scan that carry their trajectories, in cycles per field of view."""
+    trajectory = simulation.trajectory
+    for number, item in enumerate(simulation.acquisitions()):
+        k = np.zeros((item.number_of_samples, 2), np.float32)
+        k[trajectory.pre_discard :] = trajectory.k[trajectory.arm_of(number)] * trajectory.image_fov()
+        head = item.getHead()
+        head.trajectory_dimensions, head.discard_pre = 2, trajectory.pre_discard
+        yield ismrmrd.Acquisition(head, item.data, k)
