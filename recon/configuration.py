@@ -321,6 +321,6 @@ class SpiralConfig:
 
     FILE: ClassVar[str]
     metafile_paths: tuple[Path, ...] = parameter(
-        (Path("seq_meta"),), "Folders in which the metafile of the sequence is looked for, in this order."
+        (Path("seq_meta"),), "Folders in which the metafile or Pulseq file of the sequence is looked for, in this order."
     )
     reconstruction: SpiralReconstruction = field(default_factory=SpiralReconstruction)
