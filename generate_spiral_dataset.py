@@ -1,14 +1,15 @@
 """Make an MRD raw data file of a spiral scan: a beating, breathing chest seen by several coils, ECG and pilot tone.
 
-Written are the raw data, the metafile of the trajectory, the truth (`simulation.spiraltruth.Truth` reads it), and, when
-the gradients are to be distorted, their impulse response. The simulation is `simulation.spiralsimulation`.
+Radial scans, rosettes, spirals of variable density and 3-D stacks of any of them, too. Written are the raw data, the
+metafile of the trajectory (unless the readouts carry it), the truth (`simulation.spiraltruth.Truth` reads it), and,
+when the gradients are to be distorted, their impulse response. The simulation is `simulation.spiralsimulation`.
 """
 
 import argparse
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,20 @@ from mrdio.commandline import number
 from recon.configuration import project_path
 from recon.gradientresponse import load_girf
 from recon.trajectory import SIGNATURE_LENGTH, Trajectory, read_metafile, write_metafile
+from simulation import trajectories
 from simulation.rawfile import beside, write_raw
 from simulation.spiraldesign import SpiralDesign, arm_rotation, design_spiral, synthetic_girf
-from simulation.spiralsimulation import Scan, simulate
+from simulation.spiralsimulation import UNITS, Scan, simulate
 
 SYNTHETIC = "synthetic"
+SPIRAL = "spiral"
+INTERLEAVES: dict[str, Callable[[float], float]] = {  # evenly turned arms that fill k-space, by the matrix size
+    SPIRAL: lambda matrix: SpiralDesign().interleaves,
+    "radial": lambda matrix: math.pi / 2 * matrix,
+    "rosette": lambda matrix: 2 * matrix,
+    "variable": lambda matrix: matrix / 3,
+}
+HEADER_KIND = {"radial": "radial", "rosette": "other"}  # else a spiral
 
 
 def make_trajectory(options: argparse.Namespace) -> Trajectory:
@@ -33,21 +43,23 @@ def make_trajectory(options: argparse.Namespace) -> Trajectory:
     ValueError
         The design or the metafile cannot be used.
     """
-    options.seq_meta.mkdir(exist_ok=True)
+    if not options.carry:
+        options.seq_meta.mkdir(exist_ok=True)
     if options.metafile is not None:
         name = options.metafile.stem
         if not (name.isascii() and name.isalnum() and len(name) <= SIGNATURE_LENGTH):
             raise ValueError(f"the name {name!r} is no signature of {SIGNATURE_LENGTH} letters and digits")
         trajectory = read_metafile(options.metafile)
         target = options.seq_meta / options.metafile.name
-        if not (target.exists() and target.samefile(options.metafile)):
+        if not options.carry and not (target.exists() and target.samefile(options.metafile)):
             shutil.copyfile(options.metafile, target)
         return trajectory
     resolution = options.resolution if options.matrix is None else 10 * options.fov / options.matrix
+    matrix = 10 * options.fov / resolution
     design = SpiralDesign(
         fov=1e-2 * options.fov,
         resolution=1e-3 * resolution,
-        interleaves=options.interleaves,
+        interleaves=options.interleaves or math.ceil(INTERLEAVES[options.trajectory](matrix)),
         gradient=1e-3 * options.gradient,
         slew=options.slew,
         dwell=1e-6 * options.dwell,
@@ -55,8 +67,12 @@ def make_trajectory(options: argparse.Namespace) -> Trajectory:
         arms=options.arms_in_metafile,
         pre_discard=options.pre_discard,
     )
-    trajectory = design_spiral(design, options.seq_meta)
-    write_metafile(trajectory, ga_rotation=arm_rotation(design))
+    if options.trajectory == SPIRAL:
+        trajectory = design_spiral(design, options.seq_meta)
+    else:
+        trajectory = trajectories.design(options.trajectory, design, options.seq_meta)
+    if not options.carry:
+        write_metafile(trajectory, ga_rotation=arm_rotation(design))
     return trajectory
 
 
@@ -72,6 +88,9 @@ def make_scan(options: argparse.Namespace) -> Scan:
         coils=options.coils,
         noise=options.noise_level,
         slices=options.slices,
+        partitions=options.partitions,
+        kind=HEADER_KIND.get(options.trajectory, "spiral"),
+        carried=options.carry,
         interleaved=options.slice_order == "interleaved",
         rotation=tuple(options.rotate),
         position=tuple(options.position),
@@ -106,10 +125,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
     add = parser.add_argument_group("trajectory").add_argument
     add("--metafile", type=Path, help="use this one instead of designing a spiral")
+    add("--trajectory", choices=(SPIRAL, *trajectories.KINDS), default=SPIRAL, help="a spiral within the gradient "
+        "limits; or radial, rosette, a spiral of variable density, without limits")  # fmt: skip
+    add("--carry", choices=("", *UNITS), default="", help="readouts carry the trajectory in this unit (cycles per "
+        "field of view, 1/m, rad/m, cycles per pixel), and there is no metafile")  # fmt: skip
     add("--fov", type=float, default=100 * spiral.fov, help="field of view [cm]")
     add("--resolution", type=float, default=1e3 * spiral.resolution, help="pixel size [mm]")
     add("-m", "--matrix", type=number(4, high=1024), help="pixels along each side, instead of the resolution")
-    add("--interleaves", type=number(1, high=4096), default=spiral.interleaves, help="arms that fill k-space")
+    add("--interleaves", type=number(1, high=4096), help=f"arms that fill k-space; by default {spiral.interleaves}, "
+        "or, without gradient limits, as many as the matrix takes")  # fmt: skip
     add("--gradient", type=float, default=1e3 * spiral.gradient, help="gradient limit [mT/m]")
     add("--slew", type=float, default=spiral.slew, help="slew rate limit [T/m/s]")
     add("--dwell", type=float, default=1e6 * spiral.dwell, help="time from sample to sample [us]")
@@ -125,6 +149,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("-n", "--noise-level", type=float, default=scan.noise, help="noise of one coil's image from all arms of the "
         "metafile, density is 1")  # fmt: skip
     add("--slices", type=number(1, high=1024), default=scan.slices, help="number of slices")
+    add("--partitions", type=number(1, high=1024), default=scan.partitions, help="of a 3-D stack, in place of slices")
     add("--slice-order", choices=("interleaved", "sequential"), default="interleaved", help="a new slice with every "
         "readout, or slice after slice")  # fmt: skip
     add("--rotate", type=float, nargs=3, default=scan.rotation, metavar=("X", "Y", "Z"), help="turn the slices about "
@@ -140,7 +165,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
     add = parser.add_argument_group("object and physiology").add_argument
     add("--still", action="store_true", help="nothing moves")
-    add("--point", type=float, nargs=2, metavar=("X", "Y"), help="a small disc there [mm] instead of the chest")
+    add("--point", type=float, nargs="+", metavar="MM", help="a small disc at x y, in a stack x y z, [mm] instead of "
+        "the chest")  # fmt: skip
     add("--heart-rate", type=float, default=scan.heart_rate, help="[1/min]")
     add("--breathing-rate", type=float, default=scan.breathing_rate, help="[1/min]")
     add("--pilot-tone-delay", type=float, default=scan.pilot_tone_delay, help="of the pilot tone's triggers [s]")
@@ -177,11 +203,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"{options.output} not written: {error}", file=sys.stderr)
         return 1
+    where = "trajectory in the readouts" if scan.carried else f"metafile {options.seq_meta / trajectory.file.name}"
     size = f"{trajectory.matrix_size()} x {trajectory.matrix_size()}"
     print(
         f"wrote {options.output}{replaced}: {readouts} readouts of {scan.coils} coils in {scan.readouts * scan.tr:.1f}"
         f" s, {packets} packets of waveforms, group {options.dataset}\n"
-        f"metafile {options.seq_meta / trajectory.file.name}: {trajectory.arms} arms of {trajectory.k.shape[1]} samples"
+        f"{where}: {trajectory.arms} arms of {trajectory.k.shape[1]} samples"
         f", {1e2 * trajectory.fov:g} cm, {1e3 * trajectory.resolution:g} mm, {size}\n"
         f"truth {truth_file}"
     )

@@ -7,9 +7,9 @@ are transformed along the partitions here, so that callers see two-dimensional p
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ismrmrd
 import numpy as np
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from recon.fourier import Axis, centred_fft, mirror, resize_centred, to_image_axis
 from recon.kspacevolume import KSpaceVolume
-from recon.mrdencoding import acceleration_factors, counter_limit, counter_values, extent, first_index, is_imaging
+from recon.mrdencoding import acceleration_factors, counter_limit, extent, first_index, is_imaging
+from recon.readoutgroups import by_repetition
 from recon.volumes import sort_volumes
 
 __all__ = ["KSpacePlane", "is_imaging", "sort_readouts", "sort_repetitions", "to_image"]
@@ -25,6 +26,22 @@ __all__ = ["KSpacePlane", "is_imaging", "sort_readouts", "sort_repetitions", "to
 logger = logging.getLogger(__name__)
 
 READOUT_AXIS, PHASE_ENCODE_AXIS = 2, 1  # of [channel, phase encode, readout, phase]
+
+
+class Slab(Protocol):
+    """What the geometry of a slice or slab follows from, whatever its trajectory."""
+
+    @property
+    def encoding(self) -> Any:
+        """The header's encoding."""
+
+    @property
+    def partitions(self) -> Axis:
+        """Sizes along the partitions."""
+
+    @property
+    def heads(self) -> Sequence[ismrmrd.AcquisitionHeader]:
+        """For each phase the header that stands for the whole slab."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,31 +110,14 @@ def sort_repetitions(
     TypeError, ValueError
         As `volumes.sort_volumes`.
     """
-    waiting: dict[int, list[KSpaceVolume]] = {}
     told = False
-
-    def planes_of(repetition: int) -> list[KSpacePlane]:
-        nonlocal told
-        planes = [plane for volume in sorted(waiting.pop(repetition), key=_by_key) for plane in split(volume)]
+    for volumes in by_repetition(sort_volumes(items, metadata, warn)):
+        planes = [plane for volume in volumes for plane in split(volume)]
         missing = next((text for text in map(missing_lines, planes) if text), None)
         if missing and not told:
             told = True
             warn(missing)
-        return planes
-
-    for volume in sort_volumes(items, metadata, warn):
-        mine = waiting.setdefault(volume.key.repetition, [])
-        mine.append(volume)
-        spaces = {each.key.encoding_space_ref: each.encoding for each in mine}
-        names = ("slice", "contrast", "set")
-        if len(mine) >= sum(math.prod(counter_values(each, name) for name in names) for each in spaces.values()):
-            yield planes_of(volume.key.repetition)
-    for repetition in sorted(waiting):
-        yield planes_of(repetition)
-
-
-def _by_key(volume: KSpaceVolume) -> tuple[int, ...]:
-    return volume.key
+        yield planes
 
 
 def sort_readouts(
@@ -231,19 +231,19 @@ def split(volume: KSpaceVolume) -> list[KSpacePlane]:
     ]
 
 
-def field_of_view(volume: KSpaceVolume) -> tuple[float, float, float] | None:
+def field_of_view(volume: Slab) -> tuple[float, float, float] | None:
     """Field of view of one plane (x, y, z) [mm]; None when the header does not say."""
     fov = volume.encoding.reconSpace.fieldOfView_mm
     return None if fov is None else (fov.x, fov.y, partition_distance(volume) or fov.z)
 
 
-def partition_heads(volume: KSpaceVolume, phase: int) -> list[ismrmrd.AcquisitionHeader]:
+def partition_heads(volume: Slab, phase: int) -> list[ismrmrd.AcquisitionHeader]:
     """Headers of the planes of a volume in one cardiac phase."""
     partitions, depth = volume.partitions.pixels, partition_distance(volume)
     return [partition_head(volume.heads[phase], number, partitions, depth) for number in range(partitions)]
 
 
-def partition_distance(volume: KSpaceVolume) -> float:
+def partition_distance(volume: Slab) -> float:
     """Distance between the partitions of a slab [mm]; 0 in a 2-D encoding, or when the header does not say."""
     if volume.partitions.points == 1:
         return 0.0

@@ -316,11 +316,18 @@ class SpiralReconstruction:
 
 
 @dataclass(frozen=True)
-class SpiralConfig:
-    """Top level of every spiral configuration file; a module's own names its `FILE`."""
+class MetafileConfig:
+    """What every configuration has whose module takes trajectories of metafiles; a module's own names its `FILE`."""
 
     FILE: ClassVar[str]
     metafile_paths: tuple[Path, ...] = parameter(
-        (Path("seq_meta"),), "Folders in which the metafile or Pulseq file of the sequence is looked for, in this order."
+        (Path("seq_meta"),),
+        "Folders in which the metafile or Pulseq file of the sequence is looked for, in this order.",
     )
+
+
+@dataclass(frozen=True)
+class SpiralConfig(MetafileConfig):
+    """Top level of every spiral configuration file."""
+
     reconstruction: SpiralReconstruction = field(default_factory=SpiralReconstruction)

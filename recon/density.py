@@ -2,11 +2,12 @@
 
 Compared were ring areas (`trajectory.ring_areas`), Voronoi cells, and Pipe and Menon's iteration, by the error of the
 gridded image of a chest against its exact band-limited image: spirals of two sequences by another program (with their
-own weights as well), radial scans, rosettes and variable-density spirals, evenly turned and by the golden angle, fully
-sampled and with few arms. Pipe and Menon's iteration is the best or within a hair of it everywhere, and always better
-than a sequence's own weights. Ring areas fail for radial scans, and where the golden angle leaves uneven gaps. Voronoi
-cells are better only for the many golden-angle arms of one sequence, and worse with few arms and for radial scans; they
-also take longer. ``python benchmarks/density.py`` gives the figures (``doc/benchmarks.md``).
+own weights as well), other spirals, spirals of variable density, radial scans and rosettes, evenly turned and by the
+golden angle, filling k-space and with few arms. Pipe and Menon's iteration has the smallest error with few arms, with
+arms turned by the golden angle and for radial scans, and a smaller one than the sequences' own weights. Where evenly
+turned arms fill k-space, ring areas are a little better, and all errors are small; elsewhere they are the worst. Voronoi
+cells are better for many golden-angle spirals only, and take longer. ``python benchmarks/density.py`` gives the figures
+(``doc/benchmarks.md``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The k-space of one slice or slab: the place of each readout in its matrix."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import ismrmrd
 import numpy as np
@@ -10,22 +11,13 @@ from numpy.typing import NDArray
 
 from recon.fourier import Axis
 from recon.mrdencoding import counter_limit, encoding_axis, encoding_of, first_index, is_mirrored
+from recon.readoutgroups import Key
 
 MAX_POINTS = 2**28  # complex numbers in one k-space (2 GiB, and as much again in each step to the image)
 
 
 class OutsideMatrixError(ValueError):
     """None of the readouts of a volume has a place in the matrix; the text says where they lie."""
-
-
-class Key(NamedTuple):
-    """Counters by which readouts belong to one volume, in the order in which images are made."""
-
-    repetition: int
-    encoding_space_ref: int
-    slice: int
-    contrast: int
-    set: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,20 +165,25 @@ def add_readout(
 
 
 def axes_of(encoding: Any, readouts: list[Any]) -> tuple[Axis, Axis, Axis]:
-    """Sizes along readout, rows and partitions of an encoding, as its readouts, one at least, say.
+    """Sizes along readout, rows and partitions of an encoding, as its readouts, one at least, say."""
+    columns, rows = (encoding_axis(encoding, name) for name in "xy")
+    if _oversampling_removed(readouts[0], columns):
+        columns = Axis(columns.pixels, columns.pixels, columns.pixels)
+    return columns, rows, partition_axis(encoding, readouts)
+
+
+def partition_axis(encoding: Any, readouts: Iterable[Any]) -> Axis:
+    """Sizes along partitions of an encoding; all 1 in a 2-D one.
 
     Some headers write the number of slices of a 2-D encoding where that of the partitions belongs. It is 2-D when the
     partition counter has one value, by the header and in the readouts.
     """
-    columns, rows, partitions = (encoding_axis(encoding, name) for name in "xyz")
     limit = counter_limit(encoding, "kspace_encoding_step_2")
     only = 0 if limit is None else limit.minimum
     one_by_header = limit is None or limit.maximum <= limit.minimum
     if one_by_header and all(readout.idx.kspace_encode_step_2 == only for readout in readouts):
-        partitions = Axis(1, 1, 1)
-    if _oversampling_removed(readouts[0], columns):
-        columns = Axis(columns.pixels, columns.pixels, columns.pixels)
-    return columns, rows, partitions
+        return Axis(1, 1, 1)
+    return encoding_axis(encoding, "z")
 
 
 def _oversampling_removed(readout: Any, columns: Axis) -> bool:

@@ -10,7 +10,10 @@ from recon.fourier import Axis
 MAX_MATRIX = 8192  # pixels of one axis
 CARTESIAN = "cartesian"
 ELSEWHERE = {  # by the header's trajectory: who can make an image of it
-    "spiral": "simplenufft1arm reconstructs spirals, from the metafile of their sequence",
+    "spiral": "simplenufft reconstructs spirals, simplenufft1arm makes movies of them",
+    "radial": "simplenufft reconstructs it, if the readouts carry their trajectory",
+    "goldenangle": "simplenufft reconstructs it, if the readouts carry their trajectory",
+    "other": "simplenufft reconstructs it, if the readouts carry their trajectory in two dimensions",
     "epi": "cartesian_recon reconstructs EPI, whose readouts need regridding of the ramps and a phase correction of "
     "the reversed lines; once both are done, 'cartesian' is right",
 }
@@ -92,6 +95,22 @@ def is_mirrored(metadata: Any) -> bool:
     return "siemens" in (vendor or "").lower()
 
 
+def any_encoding(metadata: Any, encoding_space_ref: int) -> Any:
+    """Return the header's encoding that a readout refers to, whatever its trajectory.
+
+    Raises
+    ------
+    ValueError
+        When there is no MRD header, or no such encoding.
+    """
+    encodings = getattr(metadata, "encoding", None)
+    if encodings is None:
+        raise ValueError("a reconstruction of raw data needs a valid MRD header; the client sent none")
+    if encoding_space_ref >= len(encodings):
+        raise ValueError(f"a readout refers to encoding space {encoding_space_ref}; the header has {len(encodings)}")
+    return encodings[encoding_space_ref]
+
+
 def encoding_of(metadata: Any, encoding_space_ref: int) -> Any:
     """Return the header's encoding that a readout refers to, if it is Cartesian.
 
@@ -100,21 +119,34 @@ def encoding_of(metadata: Any, encoding_space_ref: int) -> Any:
     ValueError
         When there is no MRD header, no such encoding, or its trajectory is not Cartesian.
     """
-    encodings = getattr(metadata, "encoding", None)
-    if encodings is None:
-        raise ValueError("a Cartesian reconstruction needs a valid MRD header; the client sent none")
-    if encoding_space_ref >= len(encodings):
-        raise ValueError(f"a readout refers to encoding space {encoding_space_ref}; the header has {len(encodings)}")
-    encoding = encodings[encoding_space_ref]
+    encoding = any_encoding(metadata, encoding_space_ref)
     if encoding.trajectory is None:
         raise ValueError("the header names no trajectory: a Cartesian reconstruction needs 'cartesian'")
-    trajectory = str(getattr(encoding.trajectory, "value", encoding.trajectory)).lower()
+    trajectory = _trajectory_of(encoding)
     if trajectory != CARTESIAN:
         who = ELSEWHERE.get(trajectory, "no module here reconstructs that yet")
         raise ValueError(
             f"the header's trajectory is '{trajectory}', a Cartesian reconstruction needs 'cartesian'; {who}"
         )
     return encoding
+
+
+def griddable_encoding(metadata: Any, encoding_space_ref: int) -> Any:
+    """Return the header's encoding that a readout refers to, if gridding its readouts makes an image.
+
+    Raises
+    ------
+    ValueError
+        When there is no MRD header, no such encoding, or it is EPI: lines of both directions need a phase correction.
+    """
+    encoding = any_encoding(metadata, encoding_space_ref)
+    if _trajectory_of(encoding) == "epi":
+        raise ValueError(f"the header's trajectory is 'epi': gridding alone leaves ghosts; {ELSEWHERE['epi']}")
+    return encoding
+
+
+def _trajectory_of(encoding: Any) -> str:
+    return str(getattr(encoding.trajectory, "value", encoding.trajectory)).lower()
 
 
 def encoding_axis(encoding: Any, name: str) -> Axis:

@@ -36,6 +36,13 @@ class Unit(NamedTuple):
     factors: tuple[float, float]
     reach: float
 
+    @property
+    def description(self) -> str:
+        """What was assumed, in words for the client."""
+        return (
+            f"trajectory of the readouts taken as {self.name}: |k| then reaches {self.reach:.2f} of the matrix's edge"
+        )
+
 
 def carries_trajectory(readout: Any) -> bool:
     """True for a readout with a trajectory of at least two dimensions."""
@@ -80,8 +87,26 @@ def read_trajectory(
     Raises
     ------
     ReadoutTrajectoryError
-        A readout carries no trajectory, or one that is not finite or leaves its plane, readouts differ in length or, in
-        one partition, in kz, or no unit fits.
+        As `raw_trajectory` and `find_unit`.
+    """
+    k = raw_trajectory(readouts)
+    unit = find_unit(k, encoding)
+    tell(unit.description)
+    return k * unit.factors
+
+
+def raw_trajectory(readouts: Sequence[ismrmrd.Acquisition]) -> NDArray[np.float64]:
+    """Trajectories of the readouts of one image in the unit of their writer.
+
+    Returns
+    -------
+    K-space [readout, sample, (kx, ky)], without samples that are to be discarded.
+
+    Raises
+    ------
+    ReadoutTrajectoryError
+        A readout carries no trajectory, or one that is not finite or leaves its plane, or readouts differ in length or,
+        in one partition, in kz.
     """
     raw = [_own_trajectory(readout) for readout in readouts]
     lengths = sorted({len(each) for each in raw})
@@ -89,12 +114,13 @@ def read_trajectory(
         raise ReadoutTrajectoryError(
             f"readouts of one image have {lengths[0]} to {lengths[-1]} samples; expected the same number in each"
         )
+    dimensions = sorted({each.shape[1] for each in raw})
+    if len(dimensions) > 1:
+        raise ReadoutTrajectoryError(f"trajectories of one image have {dimensions} dimensions; expected one number")
     k = np.stack(raw)
-    if k.shape[2] > 2:
+    if dimensions[0] > 2:
         _check_planes(k, readouts)
-    unit = find_unit(k[..., :2], encoding)
-    tell(f"trajectory of the readouts taken as {unit.name}: |k| then reaches {unit.reach:.2f} of the matrix's edge")
-    return k[..., :2] * unit.factors
+    return k[..., :2]
 
 
 def find_unit(k: NDArray[np.floating], encoding: Any) -> Unit:

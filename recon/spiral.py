@@ -56,8 +56,6 @@ class SpiralScan:
     hold
         Imaging readouts held back where they bring their own trajectory. None: all of the scan, for reconstructions
         that need to know all arms.
-    first_number
-        Imaging readouts of the scan before the first one that comes.
 
     Attributes
     ----------
@@ -78,7 +76,6 @@ class SpiralScan:
         keep_waveforms: bool = False,
         tell: Callable[[str], None] = logger.info,
         hold: int | None = None,
-        first_number: int = 0,
     ) -> None:
         self._config = config.reconstruction
         self._keep_waveforms = keep_waveforms
@@ -86,7 +83,6 @@ class SpiralScan:
         self.warn = warn
         self.tell = tell
         self._hold = hold
-        self._first_number = first_number
         self.nominal: trajectory.Trajectory | None = None
         self._not_found = ""  # why there is no trajectory by the signature
         self._own: OwnArms | None = None
@@ -168,7 +164,7 @@ class SpiralScan:
             if arm is None:
                 continue
             mrdhelper.check_geometry(item)
-            yield Imaging(item, arm.number + self._first_number, self.ledger.arrived())
+            yield Imaging(item, arm.number, self.ledger.arrived())
 
     def _of_sequence(self, imaging: Iterable[Imaging]) -> Iterator[SpiralReadout]:
         """Yield readouts whose arms the sequence tells by their numbers."""

@@ -4,36 +4,28 @@ Readouts are placed by their counters and the header's encoding limits, never by
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-from recon.kspacevolume import Key, KSpaceVolume, OutsideMatrixError, place
+from recon.kspacevolume import KSpaceVolume, OutsideMatrixError, place
 from recon.mrdencoding import (
     SAME_CONTRAST,
-    acceleration_factors,
     calibration_mode,
-    counter_limit,
-    counter_values,
     encoding_of,
     is_calibration,
     is_calibration_only,
     is_imaging,
 )
+from recon.readoutgroups import Key, sort_groups
 
 logger = logging.getLogger(__name__)
 
 PARALLEL = 0.99  # cosine of the angle between readouts, which is 0 or 180 degrees but for what rounding does
-CORNERS = 0.7  # part of the lines of a 3-D encoding that are acquired at least when its corners are left out
-CALIBRATION_ROWS = 8  # neighbouring ones at least, before a scan of unknown calibration counts as calibrated
 NO_OWN_CALIBRATION = ("separate", "external", "interleaved")  # modes in which an image has no calibration lines itself
-LAST = (ismrmrd.ACQ_LAST_IN_SLICE, ismrmrd.ACQ_LAST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_MEASUREMENT)
-LAST_MASK = sum(1 << (flag - 1) for flag in LAST)
 
 
 # ------------------------------------------------------------------------------------------------- sorting readouts
@@ -45,11 +37,7 @@ def sort_volumes(
 ) -> Iterator[KSpaceVolume]:
     """Sort the imaging readouts of a scan into volumes, and yield each when its data are complete.
 
-    A volume is complete when a readout is flagged as the last of its slice, or a later repetition of the slice has
-    begun, and it has the lines that the encoding limits promise: all, or, in an accelerated scan, so many that they are
-    no farther apart than the header's acceleration factor says, and calibration lines, unless there are others or an
-    earlier repetition had none. One that stays incomplete comes when no readout has been added to it for twice as many
-    as a volume has, or at the end of the scan. So the memory does not grow with the number of repetitions.
+    When they are: see `readoutgroups.sort_groups`.
 
     Parameters
     ----------
@@ -73,114 +61,23 @@ def sort_volumes(
         the readouts is none of straight lines, the number of channels changes, or no readout has a place in the matrix.
     """
     builder = _Builder(metadata, warn)
-    waiting: dict[Key, _Waiting] = {}
-    newest: dict[tuple[int, int], int] = {}  # repetition of each slice of an encoding space
-    made: set[Key] = set()
-    calibrated: set[tuple[int, ...]] = set()  # slices that calibration lines came for, series that have none
-    late = 0
+    calibrated: set[int] = set()  # slices that calibration lines came for
 
     def calibrate(readout: ismrmrd.Acquisition) -> None:
-        calibrated.add((readout.idx.slice,))
+        calibrated.add(readout.idx.slice)
         if calibration is not None:
             calibration(readout)
 
-    keep = None if calibration is None else calibrate
-    for count, item in enumerate(_checked(items, metadata, warn, keep)):
-        idx = item.idx
-        key = Key(idx.repetition, item.encoding_space_ref, idx.slice, idx.contrast, idx.set)
-        late += key in made
-        if key not in waiting:
-            encoding = encoding_of(metadata, key.encoding_space_ref)
-            mode = calibration_mode(metadata, key.encoding_space_ref)
-            waiting[key] = _Waiting(encoding, may_have_calibration=mode not in NO_OWN_CALIBRATION)
-        waiting[key].add(item, count)
-        series = (item.encoding_space_ref, idx.slice)
-        begun = idx.repetition > newest.get(series, 0)
-        newest[series] = max(idx.repetition, newest.get(series, 0))
-        for other in sorted(each for each in waiting if each[1:3] == series) if begun else [key]:
-            later = other.repetition < newest[series]
-            known = not calibrated.isdisjoint({(other.slice,), other[1:]})
-            if waiting[other].is_complete(later, known) or (later and waiting[other].is_left(count)):
-                made.add(other)
-                if not waiting[other].has_calibration():
-                    calibrated.add(other[1:])
-                yield from builder.build(other, waiting.pop(other).readouts)
-    if late:
-        warn(f"{late} readouts came after the image that they belong to: a further one was made of them")
-    for key in sorted(waiting):
-        yield from builder.build(key, waiting.pop(key).readouts)
+    readouts = _checked(items, metadata, warn, None if calibration is None else calibrate)
+    for group in sort_groups(
+        readouts,
+        encoding_of=lambda number: encoding_of(metadata, number),
+        warn=warn,
+        may_have_calibration=lambda key: calibration_mode(metadata, key.encoding_space_ref) not in NO_OWN_CALIBRATION,
+        calibrated=lambda key: key.slice in calibrated,
+    ):
+        yield from builder.build(group.key, group.readouts)
     builder.finish()
-
-
-class _Waiting:
-    """Readouts of a volume that is not complete.
-
-    Parameters
-    ----------
-    encoding
-        The header's.
-    may_have_calibration
-        Calibration lines of an accelerated scan may be among its lines.
-    """
-
-    def __init__(self, encoding: Any, may_have_calibration: bool) -> None:
-        self.readouts: list[Any] = []
-        self._places: dict[tuple[int, int], set[tuple[int, int]]] = {}  # [average, phase]: (row, partition)
-        self._count = 0  # of different places
-        self._newest = 0  # number of the newest readout in the scan
-        self._is_last = False
-        self._limit = counter_limit(encoding, "kspace_encoding_step_1")
-        self._lines = tuple(counter_values(encoding, f"kspace_encoding_step_{step}") for step in (1, 2))
-        known = (counter_limit(encoding, name) for name in ("kspace_encoding_step_1", "average"))
-        self._can_end = None not in known  # by a flag
-        self._knows_phases = counter_limit(encoding, "phase") is not None
-        self._images = counter_values(encoding, "average") * counter_values(encoding, "phase")
-        self._factors = acceleration_factors(encoding)
-        self._wants_calibration = may_have_calibration and max(self._factors) > 1
-
-    def add(self, readout: Any, number: int) -> None:
-        """Keep a readout, with its number in the scan."""
-        self._newest = number
-        idx = readout.idx
-        places = self._places.setdefault((idx.average, idx.phase), set())
-        before = len(places)
-        places.add((idx.kspace_encode_step_1, idx.kspace_encode_step_2))
-        self._count += len(places) - before
-        self._is_last = bool(readout.flags & LAST_MASK)
-        self.readouts.append(readout)
-
-    def is_complete(self, later_has_begun: bool, calibrated: bool) -> bool:
-        """Tell whether nothing more has to be waited for."""
-        ends_by_flag = self._can_end and self._is_last and (self._knows_phases or len(self._places) <= self._images)
-        if not later_has_begun and not ends_by_flag:
-            return False
-        if self._count >= self._images * math.prod(self._lines):
-            return True
-        if len(self._places) < self._images or not all(map(self._is_covered, self._places.values())):
-            return False
-        return later_has_begun or calibrated or not self._wants_calibration or self.has_calibration()
-
-    def has_calibration(self) -> bool:
-        """Tell whether some image has neighbouring lines, as they are round the centre."""
-        return any(
-            all((row + step, partition) in places for step in range(CALIBRATION_ROWS))
-            for places in self._places.values()
-            for row, partition in places
-        )
-
-    def is_left(self, count: int) -> bool:
-        """Tell whether so many readouts have come since the newest one that no further ones are to be expected."""
-        return count - self._newest > 2 * max(len(self.readouts), self._images * math.prod(self._lines))
-
-    def _is_covered(self, places: set[tuple[int, int]]) -> bool:
-        least = math.prod(count // factor for count, factor in zip(self._lines, self._factors, strict=True))
-        if self._lines[1] > 1:
-            return len(places) >= CORNERS * least
-        limit, factor = self._limit, self._factors[0]
-        rows = sorted({row for row, _ in places})
-        if limit is not None:
-            rows = [limit.minimum - 1, *rows, limit.maximum + 1]
-        return all(after - before <= factor for before, after in pairwise(rows))
 
 
 def _checked(

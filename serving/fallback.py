@@ -4,8 +4,8 @@ While a session has sent no image yet, the newest of its messages are kept, boun
 client gets the error, and then images of the kept messages: by the module's own ``fallback(items, metadata)``, or else
 
 - of images: the images as they came;
-- of readouts of a sequence whose metafile is found: per slice the root sum of squares of the density-weighted gridding
-  of all arms;
+- of readouts of a sequence whose metafile or Pulseq file is found, or of a scan that is not Cartesian and whose readouts
+  carry their trajectory: per slice, contrast and set the root sum of squares of the density-weighted gridding of all arms;
 - of Cartesian readouts: the root sum of squares of the Fourier transform of the lines that came.
 
 They are marked in their attributes, and have series of their own.
@@ -228,22 +228,24 @@ def by_content(kept: Kept, metadata: Any) -> tuple[str, Iterator[ismrmrd.Image]]
     try:
         trajectorysources.find(metadata, folders)
     except trajectory.TrajectoryError as not_found:
-        if any(isinstance(item, ismrmrd.Acquisition) and carries_trajectory(item) for item in kept):
-            return f"plain gridding {of} by their own trajectories", gridded(kept, metadata, folders)
         try:
             encoding_of(metadata, 0)
         except ValueError as error:
-            raise ValueError(f"{error}; {not_found}") from None
-        return f"root sum of squares of the Fourier transform {of}", transformed(kept, metadata)
+            if not any(carries_trajectory(item) for item in kept if isinstance(item, ismrmrd.Acquisition)):
+                raise ValueError(f"{error}; {not_found}; the readouts carry no trajectory") from None
+        else:
+            return f"root sum of squares of the Fourier transform {of}", transformed(kept, metadata)
     return f"plain gridding {of}", gridded(kept, metadata, folders)
 
 
 def metafile_folders() -> tuple[Path, ...]:
-    """Folders in which any spiral reconstruction looks for metafiles."""
+    """Folders in which any reconstruction looks for metafiles."""
     from recon import configuration, trajectory
 
     folders: list[Path] = []
-    for settings in configuration.SpiralConfig.__subclasses__():
+    spirals = configuration.SpiralConfig.__subclasses__()
+    others = [each for each in configuration.MetafileConfig.__subclasses__() if hasattr(each, "FILE")]
+    for settings in (*spirals, *others):
         try:
             folders += configuration.load(settings).metafile_paths
         except configuration.ConfigurationError as error:  # perhaps what made the module fail
@@ -252,32 +254,28 @@ def metafile_folders() -> tuple[Path, ...]:
 
 
 def gridded(kept: Kept, metadata: Any, folders: tuple[Path, ...]) -> Iterator[ismrmrd.Image]:
-    """One image per slice: all its arms, density-weighted and gridded, and the root sum of squares over coils.
+    """One image per slice, contrast and set: all its arms, density-weighted and gridded, and the root sum of squares.
 
-    Of a slice whose orientation changes, the newest orientation counts.
+    Of a slice whose orientation changes, the newest orientation counts. Repetitions are one image: each alone may have
+    too few arms for one.
     """
     import coils
-    from recon import nufft, spiral, spiralreadout
-    from recon.configuration import SpiralConfig
+    from recon import noncartesian
 
-    config, before = SpiralConfig(metafile_paths=folders), kept.arms_before
-    scan = spiral.SpiralScan(config, metadata, logger.debug, tell=logger.debug, first_number=before)
-    slices: dict[int, list[spiralreadout.SpiralReadout]] = {}
-    for readout in scan.readouts(_usable(kept, metadata, lambda each: each.data.shape)):
-        arms = slices.setdefault(readout.head.idx.slice, [])
-        if arms and arms[-1].orientation != readout.orientation:
-            arms.clear()
-        arms.append(readout)
-    fitted = scan.trajectory
-    if fitted is None:
-        raise ValueError("no imaging readout came in")
-    plan = nufft.ArmPlan(fitted.cycles_per_fov(), (scan.matrix, scan.matrix), fitted.weights)
     to_pixels = mrdhelper.SeriesScale(metadata, logger.debug)
-    for index, (_, arms) in enumerate(sorted(slices.items()), start=1):
-        grid = plan.zeros(len(arms[0].samples))
-        for readout in (each for each in arms if each.usable):
-            plan.add_arm(grid, readout.column, readout.samples)
-        yield scan.image(to_pixels(coils.rssq(plan.image(grid))), arms[len(arms) // 2].head, index)
+    usable = _usable(kept, metadata, lambda each: each.data.shape)
+    for each in usable:
+        each.idx.repetition = 0
+    index = 0
+    for slabs in noncartesian.sort_repetitions(
+        usable, metadata, folders, logger.debug, logger.debug, first_arm=kept.arms_before
+    ):
+        for slab in slabs:
+            for head, pixels in zip(slab.image_heads, coils.rssq(noncartesian.to_image(slab)), strict=True):
+                index += 1
+                yield mrdhelper.build_image(
+                    to_pixels(pixels), head, metadata, index=index, field_of_view=slab.field_of_view
+                )
 
 
 def transformed(kept: Kept, metadata: Any) -> Iterator[ismrmrd.Image]:

@@ -94,10 +94,8 @@ def design_spiral(design: SpiralDesign, folder: Path = Path()) -> Trajectory:
     angles = np.radians(arm_rotation(design)) * np.arange(arms)
     turned = arm * np.exp(1j * angles)[:, np.newaxis]
     k = np.stack([turned.real, turned.imag], axis=-1)
-    text = f"{design} {k.shape}".encode()
-    signature = hashlib.blake2b(text + k.tobytes() + weights.tobytes(), digest_size=SIGNATURE_LENGTH // 2).hexdigest()
     return Trajectory(
-        file=folder / f"{signature}.mat",
+        file=folder / f"{signature_for(str(design), k, weights)}.mat",
         k=k,
         weights=weights,
         dwell=design.dwell,
@@ -107,6 +105,12 @@ def design_spiral(design: SpiralDesign, folder: Path = Path()) -> Trajectory:
         interleaves=arms,
         arm_ordering=design.ordering,
     )
+
+
+def signature_for(text: str, k: NDArray[np.float64], weights: NDArray[np.float64]) -> str:
+    """Signature of a trajectory: a hash of its description and its content."""
+    content = f"{text} {k.shape}".encode() + k.tobytes() + weights.tobytes()
+    return hashlib.blake2b(content, digest_size=SIGNATURE_LENGTH // 2).hexdigest()
 
 
 def arm_rotation(design: SpiralDesign) -> float:

@@ -14,6 +14,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ismrmrd
 import ismrmrd.xsd
@@ -38,6 +39,7 @@ NOISE_SCAN_LEAD = 0.5  # [s] before the first imaging readout
 POINT_RADIUS = 1.5  # pixels
 BATCH = 32  # readouts computed at once
 MAX_COUNTER = 2**16
+UNITS = ("cycles", "1/m", "rad/m", "pixel")  # of trajectories in readouts: cycles/FOV, 1/m, rad/m, cycles per pixel
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,14 @@ class Scan:
         density is 1 in the heart's blood.
     slices, interleaved
         Number of slices; whether the slice changes with every readout or they follow one another.
+    partitions
+        Partitions of a 3-D stack, each `SLICE_THICKNESS` thick; 1: a 2-D scan. All arms of a partition follow one
+        another.
+    kind
+        The header's trajectory: "spiral", "radial", "goldenangle" or "other".
+    carried
+        Unit of the trajectory that readouts carry, one of `UNITS`; empty: they carry none, and the header has the
+        metafile's signature.
     rotation
         Angles [degree] by which the readout axes are turned about the patient's x, then y, then z axis.
     position
@@ -70,7 +80,8 @@ class Scan:
     still
         Nothing moves.
     point
-        Place (x, y) [mm] of a small disc in place of the chest.
+        Place (x, y), or in a stack (x, y, z), [mm] of a small disc in place of the chest; there it is as thick as a
+        partition.
     heart_rate, breathing_rate
         Mean rates [1/min].
     waveforms
@@ -91,13 +102,16 @@ class Scan:
     noise: float = 0.002
     slices: int = 1
     interleaved: bool = True
+    partitions: int = 1
+    kind: str = "spiral"
+    carried: str = ""
     rotation: tuple[float, float, float] = (0.0, 0.0, 0.0)
     position: tuple[float, float, float] = (0.0, 0.0, 0.0)
     patient_position: str = "HFS"
     girf: NDArray[np.complex128] | None = None
     remove_oversampling: bool = False
     still: bool = False
-    point: tuple[float, float] | None = None
+    point: tuple[float, ...] | None = None
     heart_rate: float = 84.0
     breathing_rate: float = 18.0
     waveforms: bool = True
@@ -122,16 +136,26 @@ def make_header(trajectory: Trajectory, scan: Scan) -> ismrmrd.xsd.ismrmrdHeader
     xsd = ismrmrd.xsd
     size, extent = trajectory.matrix_size(), 1e3 * trajectory.image_fov()
     space = xsd.encodingSpaceType(
-        matrixSize=xsd.matrixSizeType(x=size, y=size, z=1),
-        fieldOfView_mm=xsd.fieldOfViewMm(x=extent, y=extent, z=1e3 * SLICE_THICKNESS),
+        matrixSize=xsd.matrixSizeType(x=size, y=size, z=scan.partitions),
+        fieldOfView_mm=xsd.fieldOfViewMm(x=extent, y=extent, z=1e3 * SLICE_THICKNESS * scan.partitions),
     )
-    limits = {"kspace_encoding_step_1": trajectory.arms, "slice": scan.slices}
+    limits = {
+        "kspace_encoding_step_1": (trajectory.arms, 0),
+        "kspace_encoding_step_2": (scan.partitions, scan.partitions // 2),
+        "slice": (scan.slices, 0),
+    }
+    parameters = {"Simulation": "closed-form ellipses"}
+    if not scan.carried:
+        parameters[SIGNATURE_PARAMETER] = trajectory.file.stem
     encoding = xsd.encodingType(
-        trajectory=xsd.trajectoryType.SPIRAL,
+        trajectory=xsd.trajectoryType(scan.kind),
         encodedSpace=space,
         reconSpace=space,
         encodingLimits=xsd.encodingLimitsType(
-            **{name: xsd.limitType(minimum=0, maximum=count - 1, center=0) for name, count in limits.items()}
+            **{
+                name: xsd.limitType(minimum=0, maximum=count - 1, center=center)
+                for name, (count, center) in limits.items()
+            }
         ),
     )
     return xsd.ismrmrdHeader(
@@ -150,8 +174,7 @@ def make_header(trajectory: Trajectory, scan: Scan) -> ismrmrd.xsd.ismrmrdHeader
         sequenceParameters=xsd.sequenceParametersType(TR=[1e3 * scan.tr], TE=[1e3 * ECHO_TIME]),
         userParameters=xsd.userParametersType(
             userParameterString=[
-                xsd.userParameterStringType(name="Simulation", value="closed-form ellipses"),
-                xsd.userParameterStringType(name=SIGNATURE_PARAMETER, value=trajectory.file.stem),
+                xsd.userParameterStringType(name=name, value=value) for name, value in parameters.items()
             ]
         ),
     )
@@ -225,11 +248,44 @@ class Simulation:
             yield self._readout(noise(), scan.noise_scan + 1 + n, lead, [ismrmrd.ACQ_IS_DUMMYSCAN_DATA])
         for begin in range(0, scan.readouts, BATCH):
             part = slice(begin, begin + BATCH)
-            signal = moving_kspace(truth.ellipses(part), whole[truth.column[part]], truth.coils)
+            signal = self._signal(part, whole[truth.column[part]])
             signal *= gain / np.float32(truth.pixel**2)
             for n, samples in enumerate(signal, start=begin):
                 if truth.received[n]:
                     yield self._imaging_readout(n, samples + noise())
+
+    def _signal(self, part: slice, k: NDArray[np.float64]) -> NDArray[np.complex64]:
+        """Exact k-space [readout, coil, sample] of some readouts, k [readout, sample, (kx, ky)] [1/m].
+
+        In a stack each partition of the image is a slab, uniform along z, at z = -(p - P // 2) * its thickness.
+        """
+        truth, scan = self.truth, self.scan
+        if scan.partitions == 1:
+            return moving_kspace(truth.ellipses(part), k, truth.coils)
+        kz = kz_of(truth.partition[part], scan.partitions)[:, np.newaxis, np.newaxis]
+        if scan.point is not None:
+            places = [1e-3 * scan.point[2]]
+        else:
+            places = [-(p - scan.partitions // 2) * SLICE_THICKNESS for p in range(scan.partitions)]
+        return sum(
+            moving_kspace(truth.ellipses(part, p), k, truth.coils)
+            * (np.sinc(kz * SLICE_THICKNESS) * np.exp(-2j * np.pi * kz * z)).astype(np.complex64)
+            for p, z in enumerate(places)
+        )
+
+    def _carried(self, n: int) -> NDArray[np.float32]:
+        """Trajectory [sample, dimension] that readout n carries, samples to discard included."""
+        trajectory, scan = self.trajectory, self.scan
+        k = np.concatenate([np.zeros((trajectory.pre_discard, 2)), trajectory.k[self.truth.column[n]]])
+        extents = np.array([trajectory.image_fov()] * 2)
+        pixels = np.array([trajectory.resolution] * 2)
+        if scan.partitions > 1:
+            kz = kz_of(self.truth.partition[n], scan.partitions)
+            k = np.column_stack([k, np.full(len(k), kz)])
+            extents = np.append(extents, SLICE_THICKNESS * scan.partitions)
+            pixels = np.append(pixels, SLICE_THICKNESS)
+        factor = {"cycles": extents, "1/m": 1.0, "rad/m": 2 * np.pi, "pixel": pixels}[scan.carried]
+        return (k[:: 2 if scan.remove_oversampling else 1] * factor).astype(np.float32)
 
     def _imaging_readout(self, n: int, samples: NDArray[np.complex64]) -> ismrmrd.Acquisition:
         truth, number = self.truth, int(self.truth.slice[n])
@@ -242,9 +298,15 @@ class Simulation:
         if n == self.scan.readouts - 1:
             flags.append(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
         acquisition = self._readout(samples, int(truth.scan_counter[n]), float(truth.time[n]), flags)
+        if self.scan.carried:
+            k = self._carried(n)
+            acquisition.resize(acquisition.number_of_samples, acquisition.active_channels, k.shape[1])
+            acquisition.data[:], acquisition.traj[:] = samples, k
+            acquisition.discard_pre = acquisition.center_sample
         acquisition.idx.kspace_encode_step_1 = int(truth.column[n])
+        acquisition.idx.kspace_encode_step_2 = int(truth.partition[n])
         acquisition.idx.slice = number
-        acquisition.idx.repetition = n // self.trajectory.arms % MAX_COUNTER
+        acquisition.idx.repetition = n // (self.trajectory.arms * self.scan.partitions) % MAX_COUNTER
         beat = np.searchsorted(self.physiology.beats, truth.time[n], side="right") - 1
         acquisition.physiology_time_stamp[0] = round((truth.time[n] - self.physiology.beats[beat]) / SECONDS_PER_TICK)
         offset = 1e3 * SLICE_SPACING * (number - (self.scan.slices - 1) / 2) * np.array(acquisition.slice_dir)
@@ -276,6 +338,11 @@ def _end(waveform: ismrmrd.Waveform) -> float:
     return waveform.time_stamp + waveform.number_of_samples * 1e-6 * waveform.sample_time_us / SECONDS_PER_TICK
 
 
+def kz_of(partition: Any, partitions: int) -> Any:
+    """Place kz [1/m] of partition counters, any shape; the centre is partition `partitions` // 2."""
+    return (partition - partitions // 2) / (partitions * SLICE_THICKNESS)
+
+
 def sample_noise(trajectory: Trajectory) -> float:
     """Standard deviation of a sample's noise that gives 1 in an image gridded from every arm once.
 
@@ -305,6 +372,7 @@ def simulate(trajectory: Trajectory, scan: Scan) -> Simulation:
         still=scan.still or scan.point is not None,
     )
     number = np.arange(scan.readouts)
+    levels = max(scan.slices, scan.partitions)
     pixel = trajectory.resolution
     state = physiology.state(number * scan.tr)
     slices = number % scan.slices if scan.interleaved else number * scan.slices // scan.readouts
@@ -317,7 +385,7 @@ def simulate(trajectory: Trajectory, scan: Scan) -> Simulation:
         k = predict_trajectory(k, scan.girf, trajectory.dwell, rotation)
     still_object = np.zeros((0, 6))
     if scan.point is not None:
-        x, y = (1e-3 * value for value in scan.point)
+        x, y = (1e-3 * value for value in scan.point[:2])
         still_object = as_parameters(Ellipse(x, y, POINT_RADIUS * pixel, POINT_RADIUS * pixel, 0, 1))
     truth = Truth(
         matrix=trajectory.matrix_size(),
@@ -327,12 +395,13 @@ def simulate(trajectory: Trajectory, scan: Scan) -> Simulation:
         scan_counter=scan.noise_scan + scan.dummies + 1 + number,
         column=number % trajectory.arms,
         slice=slices,
+        partition=number // trajectory.arms % scan.partitions,
         received=received,
         cardiac_phase=state.cardiac_phase,
         respiratory_phase=state.respiratory_phase,
         contraction=state.contraction,
         inhalation=state.inhalation,
-        level=np.linspace(-1, 1, scan.slices) if scan.slices > 1 else np.zeros(1),
+        level=np.linspace(-1, 1, levels) if levels > 1 else np.zeros(1),
         beats=physiology.beats,
         actual_k=k,
         still_object=still_object,
@@ -346,6 +415,7 @@ def check(trajectory: Trajectory, scan: Scan) -> None:
         ("readouts", 4, 10_000_000),
         ("coils", 1, 1024),
         ("slices", 1, MAX_COUNTER),
+        ("partitions", 1, 1024 if scan.slices == 1 else 1),
         ("dummies", 0, 1_000_000),
         ("lost", 0, scan.readouts - 2),
         ("noise", 0, math.inf),
@@ -356,6 +426,10 @@ def check(trajectory: Trajectory, scan: Scan) -> None:
         value = getattr(scan, name)
         if not lowest <= value <= highest:
             raise ValueError(f"{name} is {value:g}, must be {lowest} to {highest}")
+    if scan.carried not in ("", *UNITS):
+        raise ValueError(f"carried is {scan.carried!r}, must be empty or one of {', '.join(UNITS)}")
+    if scan.point is not None and len(scan.point) != (2 if scan.partitions == 1 else 3):
+        raise ValueError(f"point is {scan.point}, must be (x, y), or in a stack (x, y, z)")
     duration = trajectory.readout_length * trajectory.dwell
     if not scan.tr > duration:
         raise ValueError(f"a TR of {1e3 * scan.tr:g} ms is too short for readouts of {1e3 * duration:g} ms")

@@ -35,8 +35,8 @@ class Truth:
         Sensitivities.
     time
         Since the first imaging readout [s], [readouts].
-    scan_counter, column, slice
-        Of each readout: counter in its header, column of the metafile, slice [readouts].
+    scan_counter, column, slice, partition
+        Of each readout: counter in its header, column of the metafile, slice, partition counter [readouts].
     received
         False for readouts that were lost [readouts].
     cardiac_phase, respiratory_phase
@@ -44,7 +44,7 @@ class Truth:
     contraction, inhalation
         What the object looks like: 0 relaxed to 1 contracted, 0 exhaled to about 1 inhaled [readouts].
     level
-        Height of each slice, -1 to 1 [slices].
+        Height of each slice, or of each partition of a stack, -1 to 1 [slices].
     beats
         Times of heartbeats [s].
     actual_k
@@ -60,6 +60,7 @@ class Truth:
     scan_counter: NDArray[np.int64]
     column: NDArray[np.int64]
     slice: NDArray[np.int64]
+    partition: NDArray[np.int64]
     received: NDArray[np.bool_]
     cardiac_phase: NDArray[np.float64]
     respiratory_phase: NDArray[np.float64]
@@ -70,14 +71,20 @@ class Truth:
     actual_k: NDArray[np.float64]
     still_object: NDArray[np.float64]
 
-    def ellipses(self, readouts: Any) -> NDArray[np.float64]:
-        """Parameters [readouts, ellipses, 6] of the object at some readouts (indices or a slice)."""
-        level = self.level[self.slice[readouts]]
+    def ellipses(self, readouts: Any, partition: int | None = None) -> NDArray[np.float64]:
+        """Parameters [readouts, ellipses, 6] of the object at some readouts (indices or a slice).
+
+        Of a stack they are those of one partition of the image.
+        """
+        here = self.slice[readouts]
+        level = self.level[here if partition is None else np.full_like(here, partition)]
         if self.still_object.size:
             return np.broadcast_to(self.still_object, (level.size, *self.still_object.shape))
         return chest(self.contraction[readouts], self.inhalation[readouts], level, self.matrix * self.pixel)
 
-    def frame(self, readouts: Iterable[int], matrix: int | None = None) -> NDArray[np.float64]:
+    def frame(
+        self, readouts: Iterable[int], matrix: int | None = None, partition: int | None = None
+    ) -> NDArray[np.float64]:
         """True image: the mean over what the object looked like at some readouts.
 
         Parameters
@@ -86,13 +93,15 @@ class Truth:
             Their numbers.
         matrix
             Pixels along each side, of the same size; by default the designed number.
+        partition
+            Which one of a stack's image.
 
         Returns
         -------
         Density [y, x] in the scanner's orientation.
         """
         index = np.fromiter(readouts, np.int64)
-        states, counts = np.unique(self.ellipses(index), axis=0, return_counts=True)
+        states, counts = np.unique(self.ellipses(index, partition), axis=0, return_counts=True)
         images = (n * raster(state, matrix or self.matrix, self.pixel) for state, n in zip(states, counts, strict=True))
         return sum(images) / index.size
 

@@ -7,15 +7,22 @@ Each function returns K-space [arm, sample, (kx, ky)] [1/m], from -edge to edge 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recon.density import compensation
+from recon.trajectory import Trajectory
+from simulation.spiraldesign import SpiralDesign, signature_for
+
 FULL_TURN = 2 * math.pi
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
+KINDS = ("radial", "rosette", "variable")
+DENSITY_POWER = 1.6  # of spirals of variable density
 
 
-def turned(arm: NDArray[np.complex128], arms: int, golden: bool, turn: float = FULL_TURN) -> NDArray[np.float64]:
+def turned(arm: NDArray[np.complexfloating], arms: int, golden: bool, turn: float = FULL_TURN) -> NDArray[np.float64]:
     """Copies of an arm kx + i ky [sample], turned about the centre.
 
     Parameters
@@ -79,3 +86,48 @@ def spiral(
     steps = math.ceil(FULL_TURN * turns * fov / resolution)
     u = np.linspace(0, 1, steps + 1) ** (1 / (1 + density_power / 2))
     return turned(u**density_power * np.exp(2j * math.pi * turns * u) / (2 * resolution), arms, golden)
+
+
+def design(kind: str, requirements: SpiralDesign, folder: Path = Path()) -> Trajectory:
+    """Trajectory of one of the `KINDS`, for a simulation or a metafile.
+
+    Parameters
+    ----------
+    kind
+        "radial", "rosette" or "variable", a spiral of variable density.
+    requirements
+        Field of view, resolution, arms, ordering, dwell time; the gradient limits do not count.
+    folder
+        Where its metafile will stand; nothing is written.
+
+    Raises
+    ------
+    ValueError
+        There is no such kind.
+    """
+    golden = requirements.ordering == "ga"
+    arms = requirements.arms if golden else requirements.interleaves
+    size = (requirements.fov, requirements.resolution, arms, golden)
+    if kind == "radial":
+        k = radial(*size)
+    elif kind == "rosette":
+        k = rosette(*size)
+    elif kind == "variable":
+        k = spiral(*size, interleaves=requirements.interleaves, density_power=DENSITY_POWER)
+    else:
+        raise ValueError(f"trajectory is {kind!r}, must be one of {', '.join(KINDS)}")
+    if (k.shape[1] + requirements.pre_discard) % 2:
+        k = k[:, :-1]  # so that readout oversampling can be removed
+    weights = compensation(k, (requirements.fov, requirements.fov)).mean(axis=0)
+    weights /= weights.max()
+    return Trajectory(
+        file=folder / f"{signature_for(f'{kind} {requirements}', k, weights)}.mat",
+        k=k,
+        weights=weights,
+        dwell=requirements.dwell,
+        pre_discard=requirements.pre_discard,
+        fov=requirements.fov,
+        resolution=requirements.resolution,
+        interleaves=arms,
+        arm_ordering=requirements.ordering,
+    )

@@ -6,7 +6,7 @@ import pytest
 import generate_spiral_dataset as generator
 from mrdio.mrdfile import MrdReader
 from recon.gradientresponse import load_girf, predict_trajectory, rotation_of
-from recon.trajectory import find_metafile, read_metafile, signature_of, write_metafile
+from recon.trajectory import TrajectoryError, find_metafile, read_metafile, signature_of, write_metafile
 from simulation.spiraldesign import synthetic_girf
 from simulation.spiraltruth import Truth
 
@@ -18,9 +18,10 @@ def run(tmp_path, capsys):
     """Run the tool; returns what it printed and the MRD file's header, readouts and waveforms."""
     (tmp_path / "seq_meta").mkdir()
 
-    def call(*arguments, group="dataset"):
+    def call(*arguments, group="dataset", interleaves=True):
         output = tmp_path / "raw.h5"
-        assert generator.main([*SMALL, "-o", str(output), "--seq-meta", str(tmp_path / "seq_meta"), *arguments]) == 0
+        small = SMALL if interleaves else [*SMALL[:2], *SMALL[4:]]
+        assert generator.main([*small, "-o", str(output), "--seq-meta", str(tmp_path / "seq_meta"), *arguments]) == 0
         with MrdReader(output, group) as reader:
             header = ismrmrd.xsd.CreateFromDocument(reader.header_xml)
             return capsys.readouterr().out, header, list(reader.acquisitions()), list(reader.waveforms())
@@ -84,6 +85,57 @@ def test_a_given_metafile_is_used_and_copied(run, tmp_path):
     assert read.file == tmp_path / "seq_meta" / file.name
     assert (read.arms, read.matrix_size(), readouts[0].number_of_samples) == (11, 50, trajectory.readout_length)
     run("--metafile", str(tmp_path / "seq_meta" / file.name))  # where it belongs already
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "arms"), [("radial", "radial", 76), ("rosette", "other", 96), ("variable", "spiral", 16)]
+)
+def test_other_trajectories_are_in_the_metafile_or_in_the_readouts(run, tmp_path, kind, named, arms):
+    options = ("--trajectory", kind, "--ordering", "linear", "--interleaves", str(arms), "--dwell", "1")
+    _, header, readouts, _ = run(*options)
+    trajectory = read_metafile(find_metafile(signature_of(header), [tmp_path / "seq_meta"]))
+    assert header.encoding[0].trajectory.value == named
+    assert (trajectory.arms, readouts[0].trajectory_dimensions) == (arms, 0)
+    for path in (tmp_path / "seq_meta").iterdir():
+        path.unlink()
+    text, header, carried, _ = run(*options, "--carry", "rad/m")
+    assert "trajectory in the readouts" in text
+    assert not list((tmp_path / "seq_meta").iterdir())
+    with pytest.raises(TrajectoryError, match="has no userParameterString"):
+        signature_of(header)
+    for column, (before, now) in enumerate(zip(readouts, carried, strict=True)):
+        np.testing.assert_array_equal(before.data, now.data)
+        np.testing.assert_allclose(now.traj[now.discard_pre :] / (2 * np.pi), trajectory.k[column], atol=1e-3)
+
+
+def test_default_number_of_arms_fills_k_space(run):
+    assert "76 arms" in run("--trajectory", "radial", "--ordering", "linear", "--carry", "cycles", interleaves=False)[0]
+
+
+def test_a_stack_has_its_partitions_in_header_counters_and_trajectory(run):
+    _, header, readouts, _ = run("--partitions", "3", "--carry", "cycles", "--ordering", "linear", "-a", "40")
+    space, limits = header.encoding[0].encodedSpace, header.encoding[0].encodingLimits.kspace_encoding_step_2
+    assert (space.matrixSize.z, space.fieldOfView_mm.z) == (3, pytest.approx(18))
+    assert (limits.minimum, limits.maximum, limits.center) == (0, 2, 1)
+    assert [r.idx.kspace_encode_step_2 for r in readouts] == [n // 12 % 3 for n in range(40)]
+    assert [r.idx.repetition for r in readouts] == [n // 36 for n in range(40)]
+    kz = [set(r.traj[:, 2].tolist()) for r in readouts[::12]]
+    assert kz == [{-1.0}, {0.0}, {1.0}, {-1.0}]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--partitions", "2", "--slices", "2"), "partitions is 2, must be 1 to 1"),
+        (("--partitions", "2", "--point", "1", "2"), "point is (1.0, 2.0), must be (x, y), or in a stack (x, y, z)"),
+        (("--point", "1", "2", "3"), "must be (x, y), or in a stack"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(tmp_path, capsys, options, message):
+    (tmp_path / "seq_meta").mkdir()
+    files = ("-o", str(tmp_path / "raw.h5"), "--seq-meta", str(tmp_path / "seq_meta"))
+    assert generator.main([*SMALL, *files, *options]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_options_reach_the_data(run):

@@ -103,6 +103,7 @@ def kz(values):
         (readouts(kz(np.arange(5.0)[:, None, None])), "kspace_encode_step_2 = 0 have kz 0 and 1"),
         (readouts(K, discard_pre=100, discard_post=28), "leave none"),
         (readouts(K) + readouts(K[:, 1:]), "127 to 128 samples"),
+        (readouts(K) + readouts(kz(0.0)), r"have \[2, 3\] dimensions"),
     ],
 )
 def test_what_cannot_be_used_is_refused(made, message):

@@ -35,6 +35,9 @@ from rtspiral_bart_tvrecon import TfdConfig
 from server_process import PROJECT, ServerProcess
 from serving import fallback
 from serving.fallback import Kept
+from simulation import trajectories
+from simulation.spiraldesign import SpiralDesign
+from simulation.spiralsimulation import Scan, simulate
 
 FAILS_AFTER = """
 import ismrmrd
@@ -444,6 +447,26 @@ def test_arms_find_their_place_although_the_first_ones_are_forgotten(monkeypatch
     assert correlation(image, plainly_gridded(simulation, items[39:], 39)) > 0.9999
     for number, item in enumerate(items, start=1):
         item.scan_counter = number
+
+
+@pytest.mark.parametrize(("kind", "partitions"), [("radial", 1), ("rosette", 1), ("radial", 3)])
+def test_scan_whose_readouts_carry_their_trajectory_gives_gridded_images(server, connect, tmp_path, kind, partitions):
+    """It was nothing before."""
+    write_module(tmp_path, "failing", FAILS)
+    design = SpiralDesign(resolution=6.4e-3, interleaves=80, ordering="linear")
+    trajectory = trajectories.design(kind, design)
+    scan = {"coils": 2, "still": True, "kind": "radial" if kind == "radial" else "other", "carried": "cycles"}
+    simulated = simulate(trajectory, Scan(readouts=80 * partitions, partitions=partitions, **scan))
+    items = list(simulated.acquisitions())
+    for number, item in enumerate(items):
+        item.idx.repetition = number // 10  # each of them alone would be streaks
+    images, _ = hold(connect(server(module_folders=(tmp_path,)).address), "failing", simulated.header, items)
+    assert len(images) == partitions
+    assert f"plain gridding of {80 * partitions} readouts" in images[0].meta["ImageComment"]
+    for number, image in enumerate(pixels_of(images)):
+        truth = simulated.truth.frame([0], partition=number) * coils.rssq(simulated.truth.maps())
+        assert spiral_sessions.error(image, truth) < 0.25
+        assert spiral_sessions.error(image.T, truth) > 0.3
 
 
 # ---- what is kept --------------------------------------------------------------------------------------------------

@@ -1,0 +1,190 @@
+"""Where the arms of a non-Cartesian scan come from: the sequence, or the readouts themselves."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import ismrmrd
+import numpy as np
+from numpy.typing import NDArray
+
+from recon import trajectory, trajectorysources
+from recon.configuration import project_path
+from recon.mrdencoding import is_imaging
+from recon.readouttrajectory import Unit, carries_trajectory, find_unit, kept_samples, raw_trajectory
+from recon.spiralreadout import SpiralReadout
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ArmReadout(SpiralReadout):
+    """One imaging readout of a non-Cartesian scan, with what tells its arm.
+
+    Attributes
+    ----------
+    acquisition
+        The readout as it came.
+    """
+
+    acquisition: ismrmrd.Acquisition | None = None
+
+
+class ArmSource(Protocol):
+    """Trajectory of a scan, readout by readout."""
+
+    def receive(self, acquisition: ismrmrd.Acquisition) -> ArmReadout | None:
+        """Take the next readout of the scan; None for one that is not of imaging."""
+
+    def arms(
+        self, readouts: Sequence[ArmReadout], encoding: Any
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """K-space [readout, sample, (kx, ky)] [1/m] of some readouts, and weights [readout, sample] if it has some."""
+
+
+def find_source(
+    metadata: Any,
+    metafile_folders: Sequence[Path],
+    tell: Callable[[str], None] = logger.info,
+    warn: Callable[[str], None] = logger.warning,
+    first_arm: int = 0,
+) -> ArmSource:
+    """Find where the trajectory of a scan comes from: the sequence, see `trajectorysources`, else the readouts.
+
+    Parameters
+    ----------
+    metadata
+        The MRD header.
+    metafile_folders
+        Where a metafile is looked for.
+    tell, warn
+        Called with a text for the client.
+    first_arm
+        Imaging readouts of the scan that came before the first one.
+    """
+    try:
+        found = trajectorysources.find(metadata, [project_path(folder) for folder in metafile_folders])
+    except trajectory.TrajectoryError as error:
+        return ReadoutSource(metadata, tell, f"{error}")
+    tell(found.told)
+    return SequenceSource(found.trajectory, warn, first_arm)
+
+
+class SequenceSource:
+    """Arms of a sequence, which readouts belong to by their number in the scan.
+
+    Parameters
+    ----------
+    nominal
+        The sequence's trajectory.
+    warn
+        Called with a text for the client about readouts that are missing.
+    first_arm
+        Imaging readouts of the scan that came before the first one.
+    """
+
+    def __init__(self, nominal: trajectory.Trajectory, warn: Callable[[str], None], first_arm: int = 0) -> None:
+        self._nominal = nominal
+        self._fitted: trajectory.Trajectory | None = None
+        self._first_arm = first_arm
+        self._counter = trajectory.ArmCounter(
+            nominal.readouts, lambda gap: warn(f"{gap.missing} readouts are missing after scan counter {gap.after}")
+        )
+
+    def receive(self, acquisition: ismrmrd.Acquisition) -> ArmReadout | None:
+        """Take the next readout, see `ArmSource`.
+
+        Raises
+        ------
+        TrajectoryError
+            It has another length than the sequence says.
+        """
+        arm = self._counter.place(acquisition)
+        if arm is None:
+            return None
+        number = arm.number + self._first_arm
+        column = self._nominal.arm_of(number)
+        if column < 0:
+            return None  # counted, but none of the image's
+        self._fitted = self._fitted or self._nominal.fitted_to(acquisition)
+        return ArmReadout(
+            samples=self._fitted.samples(acquisition),
+            column=column,
+            number=number,
+            head=acquisition.getHead(),
+            arrival=math.nan,
+        )
+
+    def arms(self, readouts: Sequence[ArmReadout], encoding: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """K-space and weights, see `ArmSource`."""
+        assert self._fitted is not None  # or there were no readouts
+        columns = [each.column for each in readouts]
+        weights = np.broadcast_to(self._fitted.weights, self._fitted.k.shape[:2])
+        return self._fitted.k[columns], weights[columns]
+
+
+class ReadoutSource:
+    """The readouts' own trajectories, each its own; the unit is found once for each encoding.
+
+    Parameters
+    ----------
+    metadata
+        The MRD header.
+    tell
+        Called with a text for the client about the unit.
+    else_missing
+        Why there is no other source, for the error when the readouts carry no trajectory.
+    """
+
+    def __init__(self, metadata: Any, tell: Callable[[str], None], else_missing: str) -> None:
+        self._metadata, self._tell, self._else_missing = metadata, tell, else_missing
+        self._count = 0
+        self._units: dict[int, Unit] = {}
+
+    def receive(self, acquisition: ismrmrd.Acquisition) -> ArmReadout | None:
+        """Take the next readout, see `ArmSource`.
+
+        Raises
+        ------
+        TrajectoryError
+            It carries no trajectory.
+        ReadoutTrajectoryError
+            All of its samples are to be discarded.
+        """
+        if not is_imaging(acquisition, self._metadata):
+            return None
+        if not carries_trajectory(acquisition):
+            shape = acquisition.traj.shape
+            raise trajectory.TrajectoryError(
+                f"this scan has no trajectory: {self._else_missing}; and readout {acquisition.scan_counter} carries "
+                f"none of two dimensions (traj is {shape}, expected ({acquisition.number_of_samples}, 2))"
+            )
+        self._count += 1
+        return ArmReadout(
+            samples=acquisition.data[:, kept_samples(acquisition)],
+            column=0,
+            number=self._count - 1,
+            head=acquisition.getHead(),
+            arrival=math.nan,
+            acquisition=acquisition,
+        )
+
+    def arms(self, readouts: Sequence[ArmReadout], encoding: Any) -> tuple[NDArray[np.float64], None]:
+        """K-space, and no weights, see `ArmSource`.
+
+        Raises
+        ------
+        ReadoutTrajectoryError
+            The trajectories cannot be used.
+        """
+        k = raw_trajectory([each.acquisition for each in readouts if each.acquisition is not None])
+        number = readouts[0].head.encoding_space_ref
+        if number not in self._units:
+            self._units[number] = find_unit(k, encoding)
+            self._tell(self._units[number].description)
+        return k * self._units[number].factors, None

@@ -1,0 +1,339 @@
+"""simplenufft against the truth: every kind of scan, geometry, sorting, sources of the trajectory, what is refused."""
+
+import copy
+
+import ismrmrd
+import numpy as np
+import pytest
+
+import simplenufft
+from recon import density, memory, noncartesian
+from recon.outliers import UnusableScanError
+from recon.readouttrajectory import ReadoutTrajectoryError
+from recon.trajectory import TrajectoryError, write_metafile
+from simplenufft import NufftConfig
+from simulation import trajectories
+from simulation.spiraldesign import SpiralDesign, design_spiral
+from simulation.spiralsimulation import SLICE_THICKNESS, Scan, simulate
+from spiral_sessions import Client, configure
+
+PIXEL = 4.0  # [mm]
+ARMS = {"spiral": 8, "radial": 64, "rosette": 84, "variable": 11}
+KIND = {"spiral": "spiral", "radial": "radial", "rosette": "other", "variable": "spiral"}
+
+
+def make(shape="spiral", matrix=40, readouts=None, ordering="linear", arms=None, **scan):
+    """Simulated scan; noiseless, still and with its trajectory in the readouts unless the options say otherwise."""
+    design = SpiralDesign(
+        fov=1e-3 * PIXEL * matrix, resolution=1e-3 * PIXEL, interleaves=arms or ARMS[shape], ordering=ordering, arms=34
+    )
+    trajectory = design_spiral(design) if shape == "spiral" else trajectories.design(shape, design)
+    default = {"coils": 1, "noise": 0, "still": True, "waveforms": False, "tr": 20e-3, "carried": "1/m"}
+    default["kind"] = KIND[shape]
+    readouts = readouts or trajectory.arms * scan.get("partitions", 1)
+    return simulate(trajectory, Scan(readouts=readouts, **default | scan))
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run the module; returns its images and what it told the client."""
+
+    def call(simulation, items=None, **settings):
+        configure(monkeypatch, NufftConfig, tmp_path, reconstruction={"coil_combine": "rssq"} | settings)
+        client = Client([])
+        client.items = simulation.items() if items is None else items(client) if callable(items) else items
+        simplenufft.process(client, "simplenufft", simulation.header)
+        return client
+
+    return call
+
+
+def centre_of(image):
+    """Centre (row, column) of the bright spot in an image."""
+    row, column = np.unravel_index(np.argmax(image), image.shape)
+    rows, columns = np.mgrid[row - 3 : row + 4, column - 3 : column + 4]
+    spot = image[rows, columns].astype(float) ** 2
+    return np.sum(rows * spot) / spot.sum(), np.sum(columns * spot) / spot.sum()
+
+
+def relative_error(image, truth):
+    image = image.astype(float)
+    return np.linalg.norm(image * (np.vdot(image, truth) / np.vdot(image, image)) - truth) / np.linalg.norm(truth)
+
+
+# ---- geometry ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("columns", "rows", "pixel"), [(40, 40, PIXEL), (41, 33, PIXEL), (64, 81, PIXEL / 2)])
+@pytest.mark.parametrize("kind", ARMS)
+def test_a_point_lands_where_it_is(run, kind, columns, rows, pixel):
+    """Also in images that are odd, not square, or finer than the scan."""
+    simulation = make(kind, point=(-23.0, 37.0))
+    space = simulation.header.encoding[0].reconSpace = copy.deepcopy(simulation.header.encoding[0].reconSpace)
+    space.matrixSize.x, space.matrixSize.y = columns, rows
+    space.fieldOfView_mm.x, space.fieldOfView_mm.y = pixel * columns, pixel * rows
+    (image,) = run(simulation).images
+    assert image.data.shape == (1, 1, rows, columns)
+    assert tuple(image.field_of_view) == pytest.approx((pixel * columns, pixel * rows, 1e3 * SLICE_THICKNESS))
+    assert centre_of(image.data[0, 0]) == pytest.approx((rows // 2 - 37 / pixel, columns // 2 + 23 / pixel), abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["spiral", "radial"])
+@pytest.mark.parametrize("partitions", [4, 5])
+def test_a_point_in_a_stack_lands_in_its_partition(run, kind, partitions):
+    thickness = 1e3 * SLICE_THICKNESS
+    simulation = make(kind, partitions=partitions, point=(-23.0, 37.0, thickness), rotation=(20.0, 10.0, -30.0))
+    client = run(simulation)
+    assert [image.slice for image in client.images] == list(range(partitions))
+    largest = [int(image.data.max()) for image in client.images]
+    there = partitions // 2 - 1  # z = -(p - P // 2) * thickness
+    assert np.argmax(largest) == there
+    assert max(value for p, value in enumerate(largest) if p != there) < 0.3 * largest[there]
+    image = client.images[there]
+    assert centre_of(image.data[0, 0]) == pytest.approx((20 - 37 / PIXEL, 20 + 23 / PIXEL), abs=0.1)
+    assert tuple(image.field_of_view)[2] == pytest.approx(thickness)
+    slice_dir = np.array(image.slice_dir)
+    for p, each in enumerate(client.images):
+        np.testing.assert_allclose(each.position, (p - partitions // 2) * thickness * slice_dir, atol=1e-4)
+
+
+def test_partitions_of_a_stack_are_the_chest_at_each_height(run):
+    simulation = make(partitions=3, matrix=48)
+    client = run(simulation)
+    truths = [simulation.truth.frame([0], partition=p) for p in range(3)]
+    errors = [[relative_error(image.data[0, 0], truth) for truth in truths] for image in client.images]
+    assert np.argmin(errors, axis=1).tolist() == [0, 1, 2]
+    assert max(np.diag(errors)) < 0.2
+
+
+def test_arms_may_differ_from_partition_to_partition(run):
+    """A disc with soft edges in the middle partition, seen by arms that are turned in the others."""
+    simulation = make(partitions=3, point=(12.0, 20.0, 0.0))
+    angle = np.exp(1j * np.linspace(0, 0.5, 3))[np.arange(24) // 8]
+    k = simulation.trajectory.k[np.arange(24) % 8] @ [1, 1j] * angle[:, np.newaxis]
+    items = []
+    for item, place in zip(simulation.acquisitions(), k, strict=True):
+        item.traj[10:, :2] = np.stack([place.real, place.imag], axis=-1)
+        item.data[0, 10:] = np.exp(-2j * np.pi * (place.real * 0.012 + place.imag * 0.020) - (np.abs(place) / 80) ** 2)
+        item.data[:] *= np.sinc(item.traj[0, 2] * SLICE_THICKNESS)
+        items.append(item)
+    images = run(simulation, items).images
+    assert centre_of(images[1].data[0, 0]) == pytest.approx((20 - 20 / PIXEL, 20 - 12 / PIXEL), abs=0.1)
+    assert images[1].data.max() > 5 * max(images[0].data.max(), images[2].data.max())
+
+
+# ---- quality -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ARMS)
+@pytest.mark.parametrize("combine", ["adaptive", "rssq"])
+def test_image_is_the_truth(run, kind, combine):
+    simulation = make(kind, matrix=48, coils=4, readouts=None)
+    (image,) = run(simulation, coil_combine=combine).images
+    truth = simulation.truth.frame([0]) * np.sqrt((np.abs(simulation.truth.maps()) ** 2).sum(axis=0))
+    assert relative_error(image.data[0, 0], truth) < (0.16 if kind in ("rosette", "radial") else 0.12)
+    assert relative_error(image.data[0, 0].T, truth) > 0.3
+
+
+@pytest.mark.parametrize("unit", ["cycles", "rad/m", "pixel"])
+def test_units_make_no_difference(run, unit):
+    reference, other = run(make("radial")).images[0], run(make("radial", carried=unit)).images[0]
+    np.testing.assert_allclose(other.data, reference.data, atol=5)
+
+
+def test_metafile_or_readouts_make_little_difference(run, tmp_path):
+    simulation = make(matrix=48, carried="")
+    write_metafile(simulation.trajectory, tmp_path / simulation.trajectory.file.name)
+    client = run(simulation)
+    (image,) = client.images
+    assert any("trajectory: metafile" in text for text in client.texts)
+    assert relative_error(image.data[0, 0], simulation.truth.frame([0])) < 0.12
+    (carried,) = run(make(matrix=48)).images
+    assert relative_error(image.data[0, 0], carried.data[0, 0].astype(float)) < 0.05
+
+
+# ---- sorting -------------------------------------------------------------------------------------------------------
+
+
+def counters(client):
+    return [(i.repetition, i.slice, i.contrast, i.set, i.phase) for i in client.images]
+
+
+def test_one_image_for_each_set_of_counters(run):
+    simulation = make()
+    limits = simulation.header.encoding[0].encodingLimits
+    limits.contrast = limits.set = limits.phase = ismrmrd.xsd.limitType(minimum=0, maximum=1, center=0)
+    items = []
+    for repetition in range(2):
+        for name in ("slice", "contrast", "set", "phase"):
+            for item in make(point=(0.0, 0.0)).acquisitions():
+                item.idx.repetition = repetition
+                setattr(item.idx, name, 1)
+                items.append(item)
+    client = run(simulation, items)
+    kinds = [(0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0)]
+    assert counters(client) == [(repetition, *kind) for repetition in range(2) for kind in kinds]
+    assert [image.image_index for image in client.images] == list(range(1, 9))
+
+
+def test_images_come_while_the_scan_goes_on_and_an_incomplete_set_at_its_end(run):
+    simulation = make(readouts=8 * 3 + 4, point=(8.0, -20.0))
+    sent = []
+
+    def scan(client):
+        for item in simulation.acquisitions():
+            sent.append(len(client.images))
+            yield item
+
+    client = run(simulation, scan)
+    assert counters(client) == [(repetition, 0, 0, 0, 0) for repetition in range(4)]
+    assert sent[-1] == 3
+    for image in client.images[:3]:
+        assert centre_of(image.data[0, 0]) == pytest.approx((25, 18), abs=0.1)
+    last = client.images[3].data[0, 0]
+    assert np.unravel_index(last.argmax(), last.shape) == (25, 18)
+
+
+def test_stack_of_few_arms_is_not_torn_apart(run):
+    """Readouts are compared with others of their partition: that must not let some of a repetition come too late."""
+    client = run(make(arms=3, partitions=4, readouts=36, point=(8.0, -20.0, 0.0)))
+    assert [(image.repetition, image.slice) for image in client.images] == [(r, p) for r in range(3) for p in range(4)]
+    assert not [text for text in client.texts if text.startswith("WARNING")]
+    for image in client.images[2::4]:
+        assert centre_of(image.data[0, 0]) == pytest.approx((25, 18), abs=0.1)
+
+
+def test_repetition_without_any_signal_is_left_out_and_told(run):
+    simulation = make(readouts=24)
+    items = list(simulation.acquisitions())
+    for item in items[8:16]:
+        item.data[:] = 0
+    client = run(simulation, items)
+    assert [image.repetition for image in client.images] == [0, 2]
+    assert any("repetition 1" in text and "none of the 8 imaging readouts" in text for text in client.texts)
+
+
+def test_scan_without_any_signal_is_refused(run):
+    simulation = make()
+    items = list(simulation.acquisitions())
+    for item in items:
+        item.data[:] = 0
+    with pytest.raises(UnusableScanError, match="none of the 8 imaging readouts can be used: 8 all zero"):
+        run(simulation, items)
+
+
+def test_readouts_of_one_arm_are_averaged(run):
+    once = list(make(point=(8.0, -20.0)).acquisitions())
+    twice = [*once, *make(point=(8.0, -20.0)).acquisitions()]
+    for item in twice[8:]:
+        item.idx.average = 1
+        item.scan_counter += 8
+    images = [run(make(), items).images for items in (once, twice)]
+    assert [len(each) for each in images] == [1, 1]
+    np.testing.assert_allclose(images[0][0].data, images[1][0].data, atol=1)
+
+
+def test_header_comes_from_the_middle_readout(run):
+    simulation = make(slices=2, interleaved=False, readouts=16, position=(1.0, 2.0, 3.0))
+    for image, first in zip(run(simulation).images, (0, 8), strict=True):
+        middle = list(simulation.acquisitions())[first + 4]
+        assert image.acquisition_time_stamp == middle.acquisition_time_stamp
+        assert image.position[:] == middle.position[:]
+
+
+def test_samples_to_discard_are_no_part_of_the_image(run):
+    simulation = make(point=(8.0, -20.0))
+    items = list(simulation.acquisitions())
+    assert items[0].discard_pre == 10
+    for item in items:
+        item.discard_post = 3
+        item.data[:, :10] = 1e5
+        item.data[:, -3:] = 1e5
+    (image,) = run(simulation, items).images
+    assert centre_of(image.data[0, 0]) == pytest.approx((25, 18), abs=0.1)
+
+
+def test_orientation_that_changes_within_an_image_is_told(run):
+    items = list(make(point=(8.0, -20.0)).acquisitions())
+    for item in items[:3]:
+        item.position = (0.0, 0.0, 50.0)
+    client = run(make(), items)
+    assert len(client.images) == 1
+    assert any("3 readouts are left out: others of the same image" in text for text in client.texts)
+
+
+def test_equal_arms_share_their_tables(monkeypatch, run):
+    calls = []
+    monkeypatch.setattr(noncartesian, "compensation", lambda *a: calls.append(1) or density.compensation(*a))
+    assert len(run(make(readouts=24, slices=1)).images) == 3
+    assert len(run(make(partitions=4)).images) == 4
+    assert len(calls) == 2
+
+
+# ---- what is refused, or told ----------------------------------------------------------------------------------------
+
+
+def test_scan_without_any_trajectory_is_refused(run):
+    simulation = make(carried="")
+    with pytest.raises(TrajectoryError, match=r"this scan has no trajectory: no metafile .*carries none.*traj is"):
+        run(simulation)
+
+
+def test_trajectory_of_unknown_unit_is_refused(run):
+    items = list(make().acquisitions())
+    for item in items:
+        item.traj[:] *= 1e6
+    with pytest.raises(ReadoutTrajectoryError, match="none of these is near"):
+        run(make(), items)
+
+
+def test_changing_number_of_channels_is_refused(run):
+    items = [*list(make().acquisitions())[:4], *list(make(coils=2).acquisitions())[4:]]
+    with pytest.raises(ValueError, match="has 2 channels; those before it have 1"):
+        run(make(), items)
+
+
+def test_image_is_refused(run):
+    with pytest.raises(TypeError, match="needs raw data"):
+        run(make(), [ismrmrd.Image.from_array(np.zeros((4, 4), np.float32))])
+
+
+def test_header_without_a_field_of_view_is_refused(run):
+    simulation = make()
+    simulation.header.encoding[0].reconSpace.fieldOfView_mm.x = 0
+    with pytest.raises(ValueError, match="reconSpace has no fieldOfView_mm"):
+        run(simulation)
+
+
+def test_epi_is_refused(run):
+    """Its readouts may carry a trajectory, but gridding them leaves ghosts."""
+    with pytest.raises(ValueError, match=r"trajectory is 'epi'.*cartesian_recon reconstructs EPI"):
+        run(make(kind="epi"))
+
+
+def test_image_that_is_too_large_for_the_memory_is_refused(run, monkeypatch):
+    monkeypatch.setattr(memory, "usable", lambda: 1 << 20)
+    with pytest.raises(ValueError, match=r"one image of 8 arms with .* would take .* MiB, more than 1 MiB"):
+        run(make())
+
+
+def test_missing_partitions_are_told(run):
+    simulation = make(partitions=4)
+    client = run(simulation, list(simulation.acquisitions())[:24])
+    assert len(client.images) == 4
+    assert any("1 of 4 partitions are missing" in text for text in client.texts)
+
+
+def test_no_readouts_no_image(run):
+    client = run(make(), [])
+    assert not client.images
+    assert "no imaging readouts" in client.texts[-1]
+
+
+def test_a_readout_that_is_no_measurement_is_left_out(run):
+    simulation = make("radial", point=(8.0, -20.0))
+    items = list(simulation.acquisitions())
+    items[7].data[0, 30] = np.nan
+    client = run(simulation, items)
+    assert centre_of(client.images[0].data[0, 0]) == pytest.approx((25, 18), abs=0.1)
+    assert any("1 of 64 imaging readouts left out" in text for text in client.texts)
