@@ -55,11 +55,13 @@ class OwnArms:
         different = [readout for readout in first if self._is_new(readout)]
         encoding = header.encoding[different[0].encoding_space_ref]
         try:
-            k = readouttrajectory.read_trajectory(different, encoding, tell)
-            raw = np.stack([self._raw(readout) for readout in different])
-            self._factors = readouttrajectory.find_unit(raw, encoding).factors
+            raw = readouttrajectory.raw_trajectory(different)
+            unit = readouttrajectory.find_unit(raw, encoding)
         except ReadoutTrajectoryError as error:
             raise TrajectoryError(str(error)) from error
+        tell(unit.description)
+        self._factors = unit.factors
+        k = raw * unit.factors
         fov, resolution = _geometry(encoding, header)
         self.trajectory = Trajectory(
             file=SOURCE,
@@ -84,11 +86,14 @@ class OwnArms:
         arm = self._numbers[_key(readout)]
         if arm < self.trajectory.arms:
             return arm, None
-        k = self._raw(readout) * self._factors
-        if k.shape != self.trajectory.k.shape[1:] or not np.isfinite(k).all():
+        try:
+            (k,) = readouttrajectory.raw_trajectory([readout]) * self._factors
+        except ReadoutTrajectoryError as error:
+            raise TrajectoryError(str(error)) from error
+        if k.shape != self.trajectory.k.shape[1:]:
             raise TrajectoryError(
-                f"readout {readout.scan_counter} has {len(k)} samples of trajectory, or values that are not finite; "
-                f"expected {self.trajectory.k.shape[1]} as in the readouts before"
+                f"readout {readout.scan_counter} has {len(k)} samples of trajectory, expected "
+                f"{self.trajectory.k.shape[1]} as in the readouts before"
             )
         return arm, k
 
@@ -100,15 +105,6 @@ class OwnArms:
         """Number the arm of a readout; True if it came for the first time."""
         count = len(self._numbers)
         return self._numbers.setdefault(_key(readout), count) == count
-
-    @staticmethod
-    def _raw(readout: ismrmrd.Acquisition) -> NDArray[np.float64]:
-        if not readouttrajectory.carries_trajectory(readout):
-            raise TrajectoryError(f"readout {readout.scan_counter} carries no trajectory, those before it do")
-        try:
-            return readout.traj[readouttrajectory.kept_samples(readout), :2].astype(float)
-        except ReadoutTrajectoryError as error:
-            raise TrajectoryError(str(error)) from error
 
 
 def _key(readout: ismrmrd.Acquisition) -> bytes:

@@ -4,8 +4,9 @@ While a session has sent no image yet, the newest of its messages are kept, boun
 client gets the error, and then images of the kept messages: by the module's own ``fallback(items, metadata)``, or else
 
 - of images: the images as they came;
-- of readouts of a sequence whose metafile or Pulseq file is found, or of a scan that is not Cartesian and whose readouts
-  carry their trajectory: per slice, contrast and set the root sum of squares of the density-weighted gridding of all arms;
+- of readouts of a sequence whose metafile or Pulseq file is found, or of a scan that is not Cartesian and whose
+  readouts carry their trajectory: per slice, contrast and set the root sum of squares of the density-weighted gridding
+  of all arms;
 - of Cartesian readouts: the root sum of squares of the Fourier transform of the lines that came.
 
 They are marked in their attributes, and have series of their own.

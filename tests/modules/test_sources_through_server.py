@@ -13,6 +13,7 @@ from pulseq_files import carrying, header_of, spiral_sequence, write
 from recon import trajectorysources
 from recon.trajectory import write_metafile
 from rtspiral_live_tvrecon import LiveConfig
+from simplenufft import NufftConfig
 from simplenufft1arm import ViewSharingConfig
 from simulation.spiralsimulation import Scan, simulate
 
@@ -43,6 +44,7 @@ def scan(tmp_path_factory):
     [
         *(("simplenufft1arm", source) for source in ("metafile", "sequence", "readouts")),
         ("rtspiral_live_tvrecon", "readouts"),
+        ("simplenufft", "sequence"),
     ],
 )
 def test_the_client_sends_at_the_pace_of_the_scan(server, scan, tmp_path, monkeypatch, caplog, module, source):
@@ -52,6 +54,7 @@ def test_the_client_sends_at_the_pace_of_the_scan(server, scan, tmp_path, monkey
     for folder in ("configs", "seq_meta"):
         (tmp_path / folder).mkdir()
     Path(ViewSharingConfig.FILE).write_text(TOML)
+    Path(NufftConfig.FILE).write_text('metafile_paths = ["seq_meta"]')
     Path(LiveConfig.FILE).write_text(LIVE_TOML)
     if source == "metafile":
         write_metafile(simulation.trajectory, tmp_path / "seq_meta" / simulation.trajectory.file.name)

@@ -166,6 +166,6 @@ def test_reconstructions_of_whole_scans_take_readouts_trajectories(simulation, t
 def test_a_readout_that_brings_no_usable_trajectory_among_others_is_named(simulation, tmp_path):
     items = list(carrying(simulation))
     bare = next(simulation.acquisitions())
-    for place, text in ((1, "readout 1 carries no trajectory itself"), (20, "readout 1 carries no trajectory")):
+    for place, text in ((1, "readout 1 carries no trajectory itself"), (20, "readout 1 carries no 2-D trajectory")):
         with pytest.raises(TrajectoryError, match=text):
             list(frames(simulation, tmp_path, [*items[:place], bare, *items[place:]]))
