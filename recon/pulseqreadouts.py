@@ -33,6 +33,7 @@ MEMORY_LIMIT = 4 << 30  # bytes, of the program
 MAX_SAMPLES = 1 << 24  # of all different readouts
 SAME = 1e-4  # of the largest |k|: readouts that differ by less are one
 PLANAR = 1e-3  # of the largest |k|: change of kz during a readout that still counts as none
+MAX_REASON = 300  # characters: a reason may quote the file
 UNCOVERED_PIXELS = 64  # of the field of view for the density of arms that leave gaps, where none is defined
 NOT_READ_BY_PYPULSEQ = ("ROTATIONS", "RF_SHIMS")  # extensions of format 1.5
 EXCITATIONS, REFOCUSING = "eu", "r"  # uses of a pulse; one of undefined use counts as excitation
@@ -101,6 +102,33 @@ class ImageReadouts:
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
+
+
+def check_extension_lists(text: str) -> None:
+    """Check that each list of extensions ends: pypulseq follows one that does not for ever.
+
+    Raises
+    ------
+    SequenceError
+        A list comes back to one of its entries.
+    """
+    following: dict[int, int] = {}
+    inside = False
+    for line in text.splitlines():
+        if line.startswith(("extension ", "[")):
+            inside = line.startswith("[EXTENSIONS]")
+        elif inside and len(words := line.split()) == 4 and all(word.isdecimal() for word in words):
+            following[int(words[0])] = int(words[3])
+    ended: set[int] = {0}
+    for start in following:
+        chain: set[int] = set()
+        entry = start
+        while entry in following and entry not in ended:
+            if entry in chain:
+                raise SequenceError(f"the list of extensions comes back to its entry {entry}")
+            chain.add(entry)
+            entry = following[entry]
+        ended |= chain
 
 
 def take_out_extensions(text: str) -> tuple[str, dict[int, str], dict[int, tuple[float, ...]]]:
@@ -223,11 +251,7 @@ class Events:
         """Labels (SET or INC, name, value) of a block, in their order, and the rotation of its gradients."""
         labels: list[tuple[str, str, int]] = []
         rotation = np.eye(3)
-        seen: set[int] = set()
         while number:
-            if number in seen:
-                raise SequenceError(f"the list of extensions comes back to its entry {number}")
-            seen.add(number)
             kind, reference, following = (int(each) for each in self._sequence.extensions_library.data[number])
             name = self._names.get(kind, "")
             if name in ("LABELSET", "LABELINC"):
@@ -323,6 +347,7 @@ def image_readouts(text: str) -> ImageReadouts:
     Exception
         Whatever pypulseq raises for a file that it cannot read.
     """
+    check_extension_lists(text)
     text, names, quaternions = take_out_extensions(text)
     sequence = read_sequence(text)
     played, candidates = walk(sequence.block_events.values(), Events(sequence, names, quaternions))
@@ -420,4 +445,5 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except Exception as error:  # noqa: BLE001 -- its text is the program's message
-        sys.exit(re.sub(r"\s+", " ", f"{type(error).__name__}: {error}" if str(error) else repr(error)))
+        reason = f"{type(error).__name__}: {error}" if str(error) else repr(error)
+        sys.exit(re.sub(r"\s+", " ", reason)[:MAX_REASON])
