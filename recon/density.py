@@ -5,9 +5,9 @@ gridded image of a chest against its exact band-limited image: spirals of two se
 own weights as well), other spirals, spirals of variable density, radial scans and rosettes, evenly turned and by the
 golden angle, filling k-space and with few arms. Pipe and Menon's iteration has the smallest error with few arms, with
 arms turned by the golden angle and for radial scans, and a smaller one than the sequences' own weights. Where evenly
-turned arms fill k-space, ring areas are a little better, and all errors are small; elsewhere they are the worst. Voronoi
-cells are better for many golden-angle spirals only, and take longer. ``python benchmarks/density.py`` gives the figures
-(``doc/benchmarks.md``).
+turned arms fill k-space, ring areas are a little better, and all errors are small; elsewhere they are the worst.
+Voronoi cells are better for many golden-angle spirals only, and take longer. ``python benchmarks/density.py`` gives the
+figures (``doc/benchmarks.md``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from recon import nufft
 
 ITERATIONS = 30  # more change the error of an image by less than a tenth of it
-RESTING = 1e-5  # of the largest |k|: an arm that goes no farther to its next sample rests
+MANY_SAMPLES = 1 << 19  # the first arms with as many tell the weights of all arms that are turned copies
+TURNED = 1e-2  # of the largest |k|: by how much |k| of turned copies differs at most
+SAME_PLACE = 1e-4  # of the largest |k|: samples that are not farther apart are one in the iteration
 FLOOR = 1e-3  # of the largest sum of neighbouring weights: the least that a weight is divided by
 
 
@@ -31,7 +33,8 @@ def compensation(
     against each other: a squared Bessel function, so that no weight becomes negative. With the final weights each
     sample's neighbourhood, 1 / field of view wide, has the weighted density 1. Where samples are farther apart than
     that, a weight stays at the area of one such neighbourhood: gaps do not make their borders bright. Samples at one
-    place share its weight.
+    place, such as the start of all arms or a receiver that runs before the gradients do, share its weight; one by one
+    they would make the iteration converge slowly.
 
     Parameters
     ----------
@@ -64,23 +67,26 @@ def compensation(
     cycles = np.asarray(k, float) * field_of_view
     # Of one field of view; the kernel is as wide as two.
     nx, ny = (int(2 * np.ceil(edge)) + 2 for edge in np.abs(cycles).max(axis=(0, 1)))
-    plan = nufft.ArmPlan(2 * cycles.reshape(1, -1, 2), (2 * ny, 2 * nx))
+    steps = np.rint(cycles / (SAME_PLACE * (np.abs(cycles).max() or 1.0))).reshape(-1, 2)
+    _, first, place, count = np.unique(
+        steps[:, 0] + 1j * steps[:, 1], return_index=True, return_inverse=True, return_counts=True
+    )
+    plan = nufft.ArmPlan(2 * cycles.reshape(1, -1, 2)[:, first], (2 * ny, 2 * nx))
     x, y = np.arange(-nx, nx) / nx, np.arange(-ny, ny) / ny
     radius = np.minimum(np.hypot(x, y[:, np.newaxis]), 1)
     overlap = 2 / np.pi * (np.arccos(radius) - radius * np.sqrt(1 - radius**2))
     transform = (overlap * (field_of_view[0] * field_of_view[1] / (nx * ny))).astype(np.float32)
-    weights = np.ones((1, 1, cycles.shape[0] * cycles.shape[1]))
+    weights = np.ones((1, 1, len(first)))
     for _ in range(iterations):
         around = plan.forward(plan.adjoint(weights.astype(np.complex64)) * transform).real
         weights /= np.maximum(around, FLOOR * around.max())
-    return weights.reshape(cycles.shape[:2])
+    return (weights[0, 0] / count)[place].reshape(cycles.shape[:2])
 
 
 def weights_of_arms(k: NDArray[np.floating], field_of_view: tuple[float, float]) -> NDArray[np.float64]:
-    """Density compensation of the arms of a sequence, at most 1, without samples at which all arms rest.
+    """Density compensation of the arms of a sequence, at most 1.
 
-    A receiver that starts before the gradients puts many samples at one place, on which the iteration converges slowly:
-    the centre would be too heavy. The last one stands for them; the others have no weight.
+    Thousands of arms that are turned copies of one another have the same weights: those of the first ones, on average.
 
     Parameters
     ----------
@@ -93,8 +99,10 @@ def weights_of_arms(k: NDArray[np.floating], field_of_view: tuple[float, float])
     -------
     Weights [arm, sample].
     """
-    steps = np.linalg.norm(np.diff(k, axis=1), axis=-1).max(axis=0)
-    moving = np.append(steps > RESTING * np.linalg.norm(k, axis=-1).max(), True)
-    weights = np.zeros(k.shape[:2])
-    weights[:, moving] = compensation(k[:, moving], field_of_view)
+    radius = np.linalg.norm(k, axis=-1)
+    if radius.size <= MANY_SAMPLES or np.ptp(radius, axis=0).max() > TURNED * radius.max():
+        weights = compensation(k, field_of_view)
+    else:
+        some = compensation(k[: max(1, MANY_SAMPLES // k.shape[1])], field_of_view)
+        weights = np.broadcast_to(some.mean(axis=0), radius.shape)
     return weights / weights.max()

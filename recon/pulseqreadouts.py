@@ -86,7 +86,8 @@ class ImageReadouts:
     defined_fov, defined_resolution
         Of the sequence's definitions [m]; NaN where they say nothing.
     supported_fov
-        Field of view that all arms together are dense enough for [m]; NaN where they do not cover k-space.
+        Field of view that all arms together are dense enough for [m]; NaN where they do not cover k-space, or the
+        definitions have one.
     remarks
         What a user should know, one sentence each.
     """
@@ -371,7 +372,8 @@ def image_readouts(text: str) -> ImageReadouts:
     remarks = []
     if others := of_image.count(-1):
         remarks.append(f"{others} of {len(played)} readouts are none of the image's: no excitation, or other length")
-    defined, supported = defined_field_of_view(sequence.definitions), supported_field_of_view(distinct)
+    defined = defined_field_of_view(sequence.definitions)
+    supported = math.nan if math.isfinite(defined) else supported_field_of_view(distinct)
     fields = [each for each in (defined, supported, UNCOVERED_PIXELS / (2 * largest)) if math.isfinite(each)]
     weights = density.weights_of_arms(distinct, (fields[0], fields[0]))
     return ImageReadouts(

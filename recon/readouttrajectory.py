@@ -39,8 +39,12 @@ class Unit(NamedTuple):
     @property
     def description(self) -> str:
         """What was assumed, in words for the client."""
-        return (
+        text = (
             f"trajectory of the readouts taken as {self.name}: |k| then reaches {self.reach:.2f} of the matrix's edge"
+        )
+        clear = 1 / CLEAR <= self.reach <= CLEAR
+        return (
+            text if clear else f"{text}, expected 1: if the image has a wrong size, the unit or encodedSpace is wrong"
         )
 
 

@@ -128,6 +128,10 @@ def test_spiral_scans(walk, tmp_path):
     walk([make, start, *rest])
     with Image.open(tmp_path / next(tmp_path.glob("spiral_img*.gif"))) as movie:
         assert movie.n_frames > 50
+    walk(commands("Any non-Cartesian scan"))
+    first, second = images(tmp_path / "radial_img.h5")
+    assert first.shape == (128, 128)
+    assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.999
 
 
 def test_keeping_what_comes_in(walk, tmp_path):
