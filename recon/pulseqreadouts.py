@@ -425,8 +425,11 @@ def main(source: str, result: str) -> None:
     content = Path(source).read_bytes()
     readouts = image_readouts(content.decode("utf-8", "replace"))
     with Path(result).open("wb") as file:
-        arrays = vars(readouts) | {"remarks": np.array(readouts.remarks, str), "source": digest_of(content)}
-        np.savez(file, **{name: np.array(value) for name, value in arrays.items()})
+        arrays: dict[str, Any] = vars(readouts) | {
+            "remarks": np.array(readouts.remarks, str),
+            "source": digest_of(content),
+        }
+        np.savez(file, **arrays)
 
 
 def digest_of(content: bytes) -> str:
