@@ -63,12 +63,12 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     config
         Not used: the settings are in the configuration file.
     metadata
-        The MRD header; its user parameter ``tSequenceVariant`` names the metafile.
+        The MRD header; its user parameter ``tSequenceVariant`` has the signature of the sequence.
     """
     settings = configuration.load(TfdConfig)
     options = settings.reconstruction
     solver = backends.open_solver(options, connection.send_text, connection.info)
-    scan = spiral.SpiralScan(settings, metadata, connection.warn, keep_waveforms=True)
+    scan = spiral.SpiralScan(settings, metadata, connection.warn, keep_waveforms=True, tell=connection.info)
 
     most = options.num_recon_frames * options.arms_per_frame
     messages = noise.prewhiten(

@@ -47,7 +47,8 @@ def prepare(config: Any, metadata: Any) -> None:
     scan = spiral.SpiralScan(settings, metadata)
     nufft.open_backend(settings.reconstruction.gpu_device)
     nufft.warm_up()
-    if scan.response is None:  # else the tables wait for the orientation that the first readout brings
+    # Else the tables wait for what the first readouts bring: their trajectory, or their orientation.
+    if scan.nominal is not None and scan.response is None:
         viewsharing.plan_for(scan, scan.nominal, settings.reconstruction)
         liveslices.tables_for(scan, settings.reconstruction, scan.nominal)
 
@@ -62,12 +63,14 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     config
         Not used: the settings stand in the configuration file.
     metadata
-        The MRD header; its user parameter ``tSequenceVariant`` names the metafile.
+        The MRD header; its user parameter ``tSequenceVariant`` has the signature of the sequence.
     """
     settings = configuration.load(LiveConfig)
     options = settings.reconstruction
     nufft.open_backend(options.gpu_device)
-    scan = spiral.SpiralScan(settings, metadata, connection.warn)
+    scan = spiral.SpiralScan(settings, metadata, connection.warn, tell=connection.info)
+    if scan.nominal is None:
+        connection.warn("images begin when the scan is over: only its readouts tell the trajectory, as they come")
     tr = repetition_time(metadata)
 
     kept: list[Readouts] = []

@@ -22,7 +22,7 @@ from recon import configuration, nufft, realtime, spiral
 from recon.configuration import SpiralConfig, SpiralReconstruction, parameter
 from recon.realtime import Frame
 from recon.spiralreadout import SpiralReadout
-from recon.viewsharing import FOOTPRINT, USABLE_PART, SharedViews, check_memory, plan_for
+from recon.viewsharing import FOOTPRINT, USABLE_PART, SharedViews, check_memory, plan_for, plan_of_new_arm
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ViewSharingReconstruction(SpiralReconstruction):
         17, "Arms from the start of one frame to the start of the next.", "arms", minimum=1, maximum=1_000_000
     )
     ignore_arms_per_frame: bool = parameter(
-        False, "Take as many arms per frame, and shift by as many, as the metafile has interleaves."
+        False, "Take as many arms per frame, and shift by as many, as the sequence has interleaves."
     )
     coil_combine: str = parameter(
         "adaptive",
@@ -61,7 +61,8 @@ def prepare(config: Any, metadata: Any) -> None:
     scan = spiral.SpiralScan(settings, metadata)
     nufft.open_backend(settings.reconstruction.gpu_device)
     nufft.warm_up()
-    if scan.response is None:  # else the tables wait for the orientation that the first readout brings
+    # Else the tables wait for what the first readouts bring: their trajectory, or their orientation.
+    if scan.nominal is not None and scan.response is None:
         plan_for(scan, scan.nominal, settings.reconstruction)
 
 
@@ -75,11 +76,12 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     config
         Not used: the settings are in the configuration file.
     metadata
-        The MRD header; its user parameter ``tSequenceVariant`` names the metafile.
+        The MRD header; its user parameter ``tSequenceVariant`` has the signature of the sequence.
     """
     settings = configuration.load(ViewSharingConfig)
     nufft.open_backend(settings.reconstruction.gpu_device)
-    scan = spiral.SpiralScan(settings, metadata, connection.warn)
+    hold = FOOTPRINT if settings.reconstruction.ignore_arms_per_frame else settings.reconstruction.arms_per_frame
+    scan = spiral.SpiralScan(settings, metadata, connection.warn, tell=connection.info, hold=hold)
 
     readouts = realtime.receive(connection, scan, metadata, settings.reconstruction.prewhiten)
     to_pixels = as_complex if settings.reconstruction.save_complex else mrdhelper.SeriesScale(metadata, connection.warn)
@@ -106,9 +108,8 @@ def reconstruct(
         The frames of all slices together would take more memory than the machine can spare.
     """
     length, shift = settings.arms_per_frame, settings.window_shift
-    if settings.ignore_arms_per_frame:
-        length = shift = scan.nominal.interleaves
     plan_of = functools.lru_cache(maxsize=8)(functools.partial(plan_for, scan, settings=settings))
+    new_arm = functools.partial(plan_of_new_arm, scan, settings=settings)
     slices: dict[int, SharedViews] = {}
     dropped = 0
     for readout in readouts:
@@ -116,10 +117,14 @@ def reconstruct(
         number = readout.head.idx.slice
         here = slices.get(number)
         if here is None or here.orientation != readout.orientation:
+            if settings.ignore_arms_per_frame:
+                length = shift = scan.designed.interleaves
             plan = plan_of(scan.trajectory_of(readout))
             windows = len(slices | {number: here})
             check_memory(plan, readout.samples.shape[0], length, shift, windows, settings.gpu_device)
-            here = slices[number] = SharedViews(plan, readout, length, shift, settings.coil_combine == "adaptive")
+            here = slices[number] = SharedViews(
+                plan, readout, length, shift, settings.coil_combine == "adaptive", new_arm
+            )
         grid = here.add(readout)
         if grid is not None and here.usable_part < USABLE_PART:
             dropped += 1

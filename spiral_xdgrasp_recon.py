@@ -91,12 +91,12 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     config
         Not used: the settings are in the configuration file.
     metadata
-        The MRD header; its user parameter ``tSequenceVariant`` names the metafile.
+        The MRD header; its user parameter ``tSequenceVariant`` has the signature of the sequence.
     """
     warn, tell = connection.warn, connection.info
     settings = configuration.load(XdConfig)
     solver = solvers.open_solver(settings.reconstruction, connection.send_text, tell)
-    scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True)
+    scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True, tell=tell)
 
     prewhiten = settings.reconstruction.prewhiten
     messages = noise.prewhiten(connection, metadata, prewhiten, tell, warn, connection.dependency)

@@ -1,4 +1,4 @@
-"""Where the arms of a non-Cartesian scan come from: a metafile, or the readouts themselves."""
+"""Where the arms of a non-Cartesian scan come from: the sequence, or the readouts themselves."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-from recon import spiral, trajectory
-from recon.configuration import SpiralConfig
+from recon import trajectory, trajectorysources
+from recon.configuration import project_path
 from recon.mrdencoding import is_imaging
 from recon.readouttrajectory import Unit, carries_trajectory, find_unit, kept_samples, raw_trajectory
 from recon.spiralreadout import SpiralReadout
@@ -54,7 +54,7 @@ def find_source(
     warn: Callable[[str], None] = logger.warning,
     first_arm: int = 0,
 ) -> ArmSource:
-    """Find where the trajectory of a scan comes from: the metafile of its sequence, else the readouts.
+    """Find where the trajectory of a scan comes from: the sequence, see `trajectorysources`, else the readouts.
 
     Parameters
     ----------
@@ -66,28 +66,22 @@ def find_source(
         Called with a text for the client.
     first_arm
         Imaging readouts of the scan that came before the first one.
-
-    Raises
-    ------
-    TrajectoryError
-        A metafile cannot be read.
     """
     try:
-        trajectory.find_metafile(trajectory.signature_of(metadata), metafile_folders)
+        found = trajectorysources.find(metadata, [project_path(folder) for folder in metafile_folders])
     except trajectory.TrajectoryError as error:
         return ReadoutSource(metadata, tell, f"{error}")
-    nominal = spiral.load_nominal(SpiralConfig(metafile_paths=tuple(metafile_folders)), metadata)
-    tell(f"trajectory of metafile {nominal.file.name}")
-    return MetafileSource(nominal, warn, first_arm)
+    tell(found.told)
+    return SequenceSource(found.trajectory, warn, first_arm)
 
 
-class MetafileSource:
-    """Arms of a metafile, which readouts belong to by their number in the scan.
+class SequenceSource:
+    """Arms of a sequence, which readouts belong to by their number in the scan.
 
     Parameters
     ----------
     nominal
-        The metafile's trajectory.
+        The sequence's trajectory.
     warn
         Called with a text for the client about readouts that are missing.
     first_arm
@@ -99,7 +93,7 @@ class MetafileSource:
         self._fitted: trajectory.Trajectory | None = None
         self._first_arm = first_arm
         self._counter = trajectory.ArmCounter(
-            nominal.arms, lambda gap: warn(f"{gap.missing} readouts are missing after scan counter {gap.after}")
+            nominal.readouts, lambda gap: warn(f"{gap.missing} readouts are missing after scan counter {gap.after}")
         )
 
     def receive(self, acquisition: ismrmrd.Acquisition) -> ArmReadout | None:
@@ -108,16 +102,19 @@ class MetafileSource:
         Raises
         ------
         TrajectoryError
-            It has another length than the metafile says.
+            It has another length than the sequence says.
         """
         arm = self._counter.place(acquisition)
         if arm is None:
             return None
-        self._fitted = self._fitted or self._nominal.fitted_to(acquisition)
         number = arm.number + self._first_arm
+        column = self._nominal.arm_of(number)
+        if column < 0:
+            return None  # counted, but none of the image's
+        self._fitted = self._fitted or self._nominal.fitted_to(acquisition)
         return ArmReadout(
             samples=self._fitted.samples(acquisition),
-            column=number % self._nominal.arms,
+            column=column,
             number=number,
             head=acquisition.getHead(),
             arrival=math.nan,
@@ -126,8 +123,9 @@ class MetafileSource:
     def arms(self, readouts: Sequence[ArmReadout], encoding: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """K-space and weights, see `ArmSource`."""
         assert self._fitted is not None  # or there were no readouts
-        k = self._fitted.k[[each.column for each in readouts]]
-        return k, np.broadcast_to(self._fitted.weights, k.shape[:2])
+        columns = [each.column for each in readouts]
+        weights = np.broadcast_to(self._fitted.weights, self._fitted.k.shape[:2])
+        return self._fitted.k[columns], weights[columns]
 
 
 class ReadoutSource:

@@ -321,7 +321,8 @@ class MetafileConfig:
 
     FILE: ClassVar[str]
     metafile_paths: tuple[Path, ...] = parameter(
-        (Path("seq_meta"),), "Folders in which the metafile of the sequence is looked for, in this order."
+        (Path("seq_meta"),),
+        "Folders in which the metafile or Pulseq file of the sequence is looked for, in this order.",
     )
 
 

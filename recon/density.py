@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from recon import nufft
 
 ITERATIONS = 30  # more change the error of an image by less than a tenth of it
+MANY_SAMPLES = 1 << 19  # the first arms with as many tell the weights of all arms that are turned copies
+TURNED = 1e-2  # of the largest |k|: by how much |k| of turned copies differs at most
 SAME_PLACE = 1e-4  # of the largest |k|: samples that are not farther apart are one in the iteration
 FLOOR = 1e-3  # of the largest sum of neighbouring weights: the least that a weight is divided by
 
@@ -79,3 +81,28 @@ def compensation(
         around = plan.forward(plan.adjoint(weights.astype(np.complex64)) * transform).real
         weights /= np.maximum(around, FLOOR * around.max())
     return (weights[0, 0] / count)[place].reshape(cycles.shape[:2])
+
+
+def weights_of_arms(k: NDArray[np.floating], field_of_view: tuple[float, float]) -> NDArray[np.float64]:
+    """Density compensation of the arms of a sequence, at most 1.
+
+    Thousands of arms that are turned copies of one another have the same weights: those of the first ones, on average.
+
+    Parameters
+    ----------
+    k
+        K-space [arm, sample, (kx, ky)] [1/m].
+    field_of_view
+        Of the object (x, y) [m].
+
+    Returns
+    -------
+    Weights [arm, sample].
+    """
+    radius = np.linalg.norm(k, axis=-1)
+    if radius.size <= MANY_SAMPLES or np.ptp(radius, axis=0).max() > TURNED * radius.max():
+        weights = compensation(k, field_of_view)
+    else:
+        some = compensation(k[: max(1, MANY_SAMPLES // k.shape[1])], field_of_view)
+        weights = np.broadcast_to(some.mean(axis=0), radius.shape)
+    return weights / weights.max()

@@ -59,7 +59,7 @@ class SlidingWindow:
         """Return how many grids a window takes at most."""
         return 2 * (arms_per_frame // window_shift) + 3
 
-    def add(self, arm: int, data: Any) -> Any | None:
+    def add(self, arm: int, data: Any, plan: ArmPlan | None = None) -> Any | None:
         """Take the next arm; return the grid of the frame that it completes, for `ArmPlan.image`, or None.
 
         Parameters
@@ -68,13 +68,15 @@ class SlidingWindow:
             Which arm of the trajectory it is.
         data
             Samples [coil, samples]; None: the arm only keeps its place.
+        plan
+            Has the arm, if the trajectory's own has not; of the same image size.
         """
         # Here and not after a frame, so that a frame need not wait for it.
         with self._plan.device():
             self._drop()
         used = self._count % self._shift < self._length
         if used and data is not None:
-            self._plan.add_arm(self._open, arm, data)
+            (plan or self._plan).add_arm(self._open, arm, data)
         self._count += 1
         if not used:
             return None

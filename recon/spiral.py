@@ -1,19 +1,21 @@
 """Shared by the spiral reconstructions: configuration and trajectory of a scan, its readouts, its images."""
 
 import functools
+import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ismrmrd
 from numpy.typing import NDArray
 
 import mrdhelper
-from recon import gradientresponse, trajectory
+from recon import gradientresponse, readouttrajectory, trajectory, trajectorysources
 from recon.configuration import SpiralConfig, project_path
 from recon.latency import LatencyLedger
 from recon.outliers import OutlierFilter
+from recon.ownarms import OwnArms
 from recon.spiralreadout import SpiralReadout
 
 logger = logging.getLogger(__name__)
@@ -22,8 +24,22 @@ ORIENTATIONS = 16  # whose trajectories are kept at once
 FOV_TOLERANCE = 0.01  # relative difference of the header's field of view that is reported
 
 
+UNKNOWN_READOUTS = 1 << 20  # of one run of a sequence, where only the readouts tell the trajectory
+
+
+class Imaging(NamedTuple):
+    """An imaging readout as it came: its number in the scan, and its arrival on the clock of the scan's ledger [s]."""
+
+    acquisition: ismrmrd.Acquisition
+    number: int
+    arrival: float
+
+
 class SpiralScan:
     """Trajectory, readouts and images of one spiral scan.
+
+    Its trajectory comes from the first of `trajectorysources` that has it, else from the readouts themselves: then the
+    first readouts are held back until they tell the unit of their trajectories and the density of the samples.
 
     Parameters
     ----------
@@ -35,11 +51,21 @@ class SpiralScan:
         Called with a text for the client.
     keep_waveforms
         Whether waveforms are kept; else they are dropped, so that memory does not grow with the scan.
+    tell
+        Called with a text for the client that is no warning: where the trajectory comes from.
+    hold
+        Imaging readouts held back where they bring their own trajectory. None: all of the scan, for reconstructions
+        that need to know all arms.
+
+    Attributes
+    ----------
+    nominal
+        Trajectory as it was designed; None until readouts that bring their own have come.
 
     Raises
     ------
-    TrajectoryError, GirfError
-        The metafile or the gradient response cannot be used: found out before any readout has come.
+    GirfError
+        The gradient response cannot be used: found out before any readout has come.
     """
 
     def __init__(
@@ -48,22 +74,51 @@ class SpiralScan:
         header: Any,
         warn: Callable[[str], None] = logger.warning,
         keep_waveforms: bool = False,
+        tell: Callable[[str], None] = logger.info,
+        hold: int | None = None,
     ) -> None:
         self._config = config.reconstruction
         self._keep_waveforms = keep_waveforms
         self._header = header
         self.warn = warn
-        self.nominal = load_nominal(config, header)
+        self.tell = tell
+        self._hold = hold
+        self.nominal: trajectory.Trajectory | None = None
+        self._not_found = ""  # why there is no trajectory by the signature
+        self._own: OwnArms | None = None
+        try:
+            self.nominal, told = load_nominal(config, header)
+            tell(told)
+        except trajectory.TrajectoryError as error:
+            self._not_found = str(error)
         self.response = None
         if self._config.apply_girf:
             self.response = gradientresponse.load_girf(gradientresponse.find_girf(self._config.girf_file))
         self.trajectory: trajectory.Trajectory | None = None  # on the raster of the readouts, once one has come
         self.waveforms: list[ismrmrd.Waveform] = []
         self.ledger = LatencyLedger(warn)
-        self.matrix = self.nominal.matrix_size(self._config.fov_oversampling)
-        self._counter = trajectory.ArmCounter(self.nominal.arms, self._report_gap)
+        readouts = self.nominal.readouts if self.nominal is not None else UNKNOWN_READOUTS
+        self._counter = trajectory.ArmCounter(readouts, self._report_gap)
         self._gaps = 0
         self._trajectories: dict[tuple[float, ...], trajectory.Trajectory] = {}
+
+    @property
+    def designed(self) -> trajectory.Trajectory:
+        """Trajectory as it was designed.
+
+        Raises
+        ------
+        TrajectoryError
+            No source has it, and no readout that brings its own has come; lists what was looked for where.
+        """
+        if self.nominal is None:
+            raise trajectory.TrajectoryError(f"{self._not_found}; the readouts carry no trajectory themselves")
+        return self.nominal
+
+    @property
+    def matrix(self) -> int:
+        """Pixels along each side of the images."""
+        return self.designed.matrix_size(self._config.fov_oversampling)
 
     def _report_gap(self, gap: trajectory.Gap) -> None:
         trajectory.log_gap(gap)
@@ -79,7 +134,7 @@ class SpiralScan:
         Raises
         ------
         TrajectoryError
-            A readout does not have the length that the metafile describes.
+            No source has the trajectory; or a readout does not have the length that it describes.
         TypeError
             An image came.
         UnusableScanError
@@ -90,6 +145,12 @@ class SpiralScan:
         return OutlierFilter(self.warn).marked(self._received(items))
 
     def _received(self, items: Iterable[Any]) -> Iterator[SpiralReadout]:
+        imaging = self._imaging(items)
+        yield from self._of_own_trajectories(imaging) if self.nominal is None else self._of_sequence(imaging)
+        if self._counter.missing:
+            self.warn(f"{self._counter.missing} readouts were missing in all")
+
+    def _imaging(self, items: Iterable[Any]) -> Iterator[Imaging]:
         for item in items:
             if isinstance(item, ismrmrd.Waveform):
                 if self._keep_waveforms:
@@ -103,42 +164,82 @@ class SpiralScan:
             if arm is None:
                 continue
             mrdhelper.check_geometry(item)
+            yield Imaging(item, arm.number, self.ledger.arrived())
+
+    def _of_sequence(self, imaging: Iterable[Imaging]) -> Iterator[SpiralReadout]:
+        """Yield readouts whose arms the sequence tells by their numbers."""
+        for item, number, arrival in imaging:
+            column = self.designed.arm_of(number)
+            if column < 0:
+                continue  # counted, but none of the image's
             if self.trajectory is None:
-                self.trajectory = self.nominal.fitted_to(item)
-            yield SpiralReadout(
-                samples=self.trajectory.samples(item),
-                column=arm.column,
-                number=arm.number,
-                head=item.getHead(),
-                arrival=self.ledger.arrived(),
-            )
-        if self._counter.missing:
-            self.warn(f"{self._counter.missing} readouts were missing in all")
+                self.trajectory = self.designed.fitted_to(item)
+            yield SpiralReadout(self.trajectory.samples(item), column, number, item.getHead(), arrival)
+
+    def _of_own_trajectories(self, imaging: Iterator[Imaging]) -> Iterator[SpiralReadout]:
+        """Yield readouts that carry their trajectories."""
+        held = deque(itertools.islice(self._carriers(imaging), self._hold))
+        if not held:
+            return
+        own = self._own = OwnArms([each.acquisition for each in held], self._header, self._tell_own)
+        self.nominal = self.trajectory = own.trajectory
+        while held:  # each is free when it is taken
+            yield self._own_readout(own, held.popleft())
+        for each in self._carriers(imaging):
+            yield self._own_readout(own, each)
+
+    def _carriers(self, imaging: Iterable[Imaging]) -> Iterator[Imaging]:
+        for each in imaging:
+            if self._own is None and not readouttrajectory.carries_trajectory(each.acquisition):
+                raise trajectory.TrajectoryError(
+                    f"{self._not_found}; readout {each.acquisition.scan_counter} carries no trajectory itself"
+                )
+            yield each
+
+    def _tell_own(self, text: str) -> None:
+        self.tell(f"{text}; there is no other source: {self._not_found}")
+
+    def _own_readout(self, own: OwnArms, imaging: Imaging) -> SpiralReadout:
+        item, number, arrival = imaging
+        column, k = own.place(item)
+        samples = item.data[:, readouttrajectory.kept_samples(item)]
+        return SpiralReadout(samples, column, number, item.getHead(), arrival, k=k)
 
     def trajectory_of(self, readout: SpiralReadout) -> trajectory.Trajectory:
         """Trajectory on the raster of the readouts, corrected for the readout's orientation where that is asked for."""
         if readout.orientation not in self._trajectories:
             if len(self._trajectories) >= ORIENTATIONS:
                 self._trajectories.clear()
-            corrected = self.nominal
-            if self.response is not None:
-                corrected = gradientresponse.correct_trajectory(self.nominal, self.response, readout.head, self._header)
-            self._trajectories[readout.orientation] = corrected.fitted_to(readout.head)
+            corrected = self._corrected(self.designed, readout)
+            # Trajectories of the readouts themselves are on their raster.
+            fitted = corrected.fitted_to(readout.head) if self._own is None else corrected
+            self._trajectories[readout.orientation] = fitted
         return self._trajectories[readout.orientation]
+
+    def trajectory_of_new_arm(self, readout: SpiralReadout) -> trajectory.Trajectory:
+        """As `trajectory_of`, of one arm: that of a readout that brought one which `nominal` has not."""
+        assert self._own is not None
+        assert readout.k is not None
+        return self._corrected(self._own.one(readout.k), readout)
+
+    def _corrected(self, nominal: trajectory.Trajectory, readout: SpiralReadout) -> trajectory.Trajectory:
+        if self.response is None:
+            return nominal
+        return gradientresponse.correct_trajectory(nominal, self.response, readout.head, self._header)
 
     @functools.cached_property
     def field_of_view(self) -> tuple[float, float, float]:
         """Field of view of the images (x, y, z) [mm]: the header's, times the oversampling.
 
-        The pixel size comes from the metafile, so a header that contradicts it is reported, and not followed.
+        The pixel size comes from the trajectory, so a header that contradicts it is reported, and not followed.
         """
-        designed = 1e3 * self.nominal.fov
+        designed = 1e3 * self.designed.fov
         x, y, z = mrdhelper.recon_field_of_view(self._header) or (designed, designed, 0.0)
         if max(abs(x - designed), abs(y - designed)) > FOV_TOLERANCE * designed:
             if x or y:
-                self.warn(f"the header's field of view is {x:g} x {y:g} mm, the metafile's {designed:g} mm counts")
+                self.warn(f"the header's field of view is {x:g} x {y:g} mm, the trajectory's {designed:g} mm counts")
             x = y = designed
-        factor = self.matrix / self.nominal.matrix_size()  # of whole pixels, as the images have them
+        factor = self.matrix / self.designed.matrix_size()  # of whole pixels, as the images have them
         return (factor * x, factor * y, z)
 
     def image(
@@ -155,18 +256,7 @@ class SpiralScan:
         )
 
 
-def load_nominal(config: SpiralConfig, header: Any) -> trajectory.Trajectory:
-    """Trajectory of a scan as it was designed; kept for the next scan as long as the metafile stays as it is."""
-    folders = [project_path(folder) for folder in config.metafile_paths]  # also of a configuration made by hand
-    file = trajectory.find_metafile(trajectory.signature_of(header), folders)
-    status = file.stat()
-    return _read_metafile(file, status.st_mtime_ns, status.st_size)
-
-
-@functools.lru_cache(maxsize=4)
-def _read_metafile(file: Path, modified: int, size: int) -> trajectory.Trajectory:
-    nominal = trajectory.read_metafile(file)
-    # It is shared by sessions, so it must not be changed.
-    for array in (nominal.k, nominal.weights):
-        array.flags.writeable = False
-    return nominal
+def load_nominal(config: SpiralConfig, header: Any) -> trajectorysources.Found:
+    """Trajectory of a scan as it was designed, by the signature of its sequence; see `trajectorysources.find`."""
+    # project_path: also of a configuration made by hand.
+    return trajectorysources.find(header, [project_path(folder) for folder in config.metafile_paths])

@@ -25,6 +25,9 @@ class SpiralReadout:
         When it arrived, on the clock of the scan's ledger [s].
     usable
         Whether it is a measurement, see `outliers`; else it only keeps its place, and its samples are zeros.
+    k
+        K-space [sample, (kx, ky)] [1/m] of an arm that the scan's trajectory has not: a readout brought it itself,
+        later than the first ones.
     """
 
     samples: NDArray[np.complex64]
@@ -33,6 +36,7 @@ class SpiralReadout:
     head: ismrmrd.AcquisitionHeader
     arrival: float
     usable: bool = True
+    k: NDArray[np.float64] | None = None
 
     @property
     def orientation(self) -> tuple[float, ...]:

@@ -38,16 +38,16 @@ class TrajectoryError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A 2-D trajectory and what its metafile says besides.
+    """A 2-D trajectory and what its source says besides.
 
     Attributes
     ----------
     file
-        The metafile.
+        The metafile or sequence; for trajectories of the readouts themselves, a text in its place.
     k
         K-space [arms, samples, (kx, ky)] [1/m] with s(k) = integral rho(r) exp(-2 pi i k.r) dr.
     weights
-        Density compensation [samples], the same for every arm.
+        Density compensation [samples], the same for every arm, or [arms, samples].
     dwell
         Time from sample to sample [s].
     pre_discard
@@ -59,7 +59,10 @@ class Trajectory:
     interleaves
         Number of different arms; with linear ordering the columns repeat after this many.
     arm_ordering
-        "ga", "linear" or "linear_custom"; empty when the metafile does not say.
+        "ga", "linear" or "linear_custom"; empty when the source does not say.
+    order
+        Arm of each imaging readout of one run of the sequence; -1 for one that is none of the image's. None: the arms
+        one after the other.
     """
 
     file: Path
@@ -71,11 +74,22 @@ class Trajectory:
     resolution: float
     interleaves: int
     arm_ordering: str = ""
+    order: NDArray[np.int64] | None = None
 
     @property
     def arms(self) -> int:
         """Number of arms: columns of the metafile."""
         return self.k.shape[0]
+
+    @property
+    def readouts(self) -> int:
+        """Number of imaging readouts of one run of the sequence."""
+        return self.arms if self.order is None else len(self.order)
+
+    def arm_of(self, number: int) -> int:
+        """Arm of the imaging readout `number` of the scan, from 0; -1 for one that is none of the image's."""
+        place = number % self.readouts
+        return place if self.order is None else int(self.order[place])
 
     @property
     def readout_length(self) -> int:
@@ -118,7 +132,7 @@ class Trajectory:
             fitted = dataclasses.replace(
                 self,
                 k=self.k[:, first::2],
-                weights=self.weights[first::2],
+                weights=self.weights[..., first::2],
                 dwell=2 * self.dwell,
                 pre_discard=(self.pre_discard + first) // 2,
             )
@@ -238,8 +252,10 @@ def _checked(file: Path, content: dict[str, Any]) -> Trajectory:
     kz = _numbers(content, "kz") if "kz" in content else np.zeros_like(kx)
     if kx.ndim != 2 or 0 in kx.shape or not kx.shape == ky.shape == kz.shape:
         raise ValueError(f"kx, ky, kz have shapes {kx.shape}, {ky.shape}, {kz.shape}, must be equal: samples x arms")
-    if weights.size != kx.shape[0] or min(weights.shape) != 1:
-        raise ValueError(f"w has shape {weights.shape}, must be 1 x {kx.shape[0]}, one weight for each sample")
+    if weights.shape != kx.shape and (weights.size != kx.shape[0] or min(weights.shape) != 1):
+        raise ValueError(
+            f"w has shape {weights.shape}, must be 1 x {kx.shape[0]}, one weight for each sample, or shaped as kx"
+        )
     if weights.min() < 0 or weights.max() == 0:
         raise ValueError("w has negative weights or nothing else than zeros")
     largest = float(np.hypot(kx, ky).max())
@@ -260,7 +276,7 @@ def _checked(file: Path, content: dict[str, Any]) -> Trajectory:
     return Trajectory(
         file=file,
         k=np.stack([kx.T, ky.T], axis=-1),
-        weights=weights.ravel(),
+        weights=weights.T if weights.shape == kx.shape and kx.shape[1] > 1 else weights.ravel(),
         dwell=dwell,
         pre_discard=_whole(param, "pre_discard", 0),
         fov=1e-2 * _scalar(param, "fov", 1e-3),
@@ -315,6 +331,7 @@ def write_metafile(trajectory: Trajectory, file: str | Path | None = None, ga_ro
 
     file = Path(file if file is not None else trajectory.file)
     kx, ky = np.moveaxis(trajectory.k, -1, 0)
+    weights = trajectory.weights.T if trajectory.weights.ndim == 2 else trajectory.weights
     size = trajectory.matrix_size()
     param = {
         "fov": 1e2 * trajectory.fov,
@@ -327,7 +344,7 @@ def write_metafile(trajectory: Trajectory, file: str | Path | None = None, ga_ro
         "arm_ordering": trajectory.arm_ordering,
         "dt": trajectory.dwell,
     }
-    content = {"kx": kx.T, "ky": ky.T, "kz": np.zeros_like(kx.T), "w": trajectory.weights[np.newaxis], "param": param}
+    content = {"kx": kx.T, "ky": ky.T, "kz": np.zeros_like(kx.T), "w": np.atleast_2d(weights), "param": param}
     savemat(file, content)
     return file
 

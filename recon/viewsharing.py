@@ -12,6 +12,8 @@ from recon import arrays, memory, nufft
 from recon.slidingwindow import SlidingWindow
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import ismrmrd
     from numpy.typing import NDArray
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 FOOTPRINT = 55  # arms of a frame where nothing else is asked for
 USABLE_PART = 0.5  # of the readouts of a frame, at least; else it is not made
+NEW_ARMS = 256  # whose tables are kept at once, where readouts bring their trajectories
 MAPS_PART = 0.9  # of those of the frame whose coil maps are kept; until then each frame has its own
 
 
@@ -38,20 +41,38 @@ class SharedViews:
         Arms of a frame, and from frame to frame.
     adaptive
         Whether coils are combined by maps; else by the root of the sum of squares.
+    plan_of_new_arm
+        Makes the tables of an arm that `plan` has not, see `SpiralReadout.k`.
     """
 
-    def __init__(self, plan: nufft.ArmPlan, first: SpiralReadout, length: int, shift: int, adaptive: bool) -> None:
+    def __init__(
+        self, plan: nufft.ArmPlan, first: SpiralReadout, length: int, shift: int, adaptive: bool,
+        plan_of_new_arm: Callable[[SpiralReadout], nufft.ArmPlan] | None = None,
+    ) -> None:  # fmt: skip
         self.orientation = first.orientation
         self._plan = plan
         self._window = SlidingWindow(plan, first.samples.shape[0], length, shift)
         self._arms: deque[tuple[ismrmrd.AcquisitionHeader, bool]] = deque(maxlen=length)  # and whether usable
         self._adaptive = adaptive
         self._maps: Any = None
+        self._plan_of_new_arm = plan_of_new_arm
+        self._new_arms: dict[int, nufft.ArmPlan] = {}
 
     def add(self, readout: SpiralReadout) -> Any | None:
         """Grid a readout; returns the grid of the frame that it completes, if it does."""
         self._arms.append((readout.head, readout.usable))
-        return self._window.add(readout.column, readout.samples if readout.usable else None)
+        samples = readout.samples if readout.usable else None
+        if readout.k is None:
+            return self._window.add(readout.column, samples)
+        return self._window.add(0, samples, self._new_arm(readout))
+
+    def _new_arm(self, readout: SpiralReadout) -> nufft.ArmPlan:
+        assert self._plan_of_new_arm is not None
+        if readout.column not in self._new_arms:
+            if len(self._new_arms) >= NEW_ARMS:
+                self._new_arms.clear()
+            self._new_arms[readout.column] = self._plan_of_new_arm(readout)
+        return self._new_arms[readout.column]
 
     @property
     def usable_part(self) -> float:
@@ -91,9 +112,14 @@ def check_memory(
 
 
 def plan_for(scan: SpiralScan, fitted: Trajectory, settings: SpiralReconstruction) -> nufft.ArmPlan:
-    """Tables of a trajectory; those of the metafile's own are kept, since the next scan is often like the last."""
+    """Tables of a trajectory; those of the sequence's own are kept, since the next scan is often like the last."""
     make = _kept_plan if fitted is scan.nominal else _make_plan
     return make(fitted, settings.fov_oversampling, settings.gpu_device)
+
+
+def plan_of_new_arm(scan: SpiralScan, readout: SpiralReadout, settings: SpiralReconstruction) -> nufft.ArmPlan:
+    """Tables of the one arm that a readout brought, and that the scan's trajectory has not."""
+    return _make_plan(scan.trajectory_of_new_arm(readout), settings.fov_oversampling, settings.gpu_device)
 
 
 def _make_plan(fitted: Trajectory, fov_oversampling: float, gpu_device: int) -> nufft.ArmPlan:

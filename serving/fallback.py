@@ -4,8 +4,9 @@ While a session has sent no image yet, the newest of its messages are kept, boun
 client gets the error, and then images of the kept messages: by the module's own ``fallback(items, metadata)``, or else
 
 - of images: the images as they came;
-- of readouts of a sequence whose metafile is found, or of a scan that is not Cartesian and whose readouts carry their
-  trajectory: per slice, contrast and set the root sum of squares of the density-weighted gridding of all arms;
+- of readouts of a sequence whose metafile or Pulseq file is found, or of a scan that is not Cartesian and whose
+  readouts carry their trajectory: per slice, contrast and set the root sum of squares of the density-weighted gridding
+  of all arms;
 - of Cartesian readouts: the root sum of squares of the Fourier transform of the lines that came.
 
 They are marked in their attributes, and have series of their own.
@@ -214,7 +215,7 @@ def by_content(kept: Kept, metadata: Any) -> tuple[str, Iterator[ismrmrd.Image]]
     ValueError
         No image can be made of them; says why.
     """
-    from recon import trajectory
+    from recon import trajectory, trajectorysources
     from recon.readouttrajectory import carries_trajectory
 
     images = [item for item in kept if isinstance(item, ismrmrd.Image)]
@@ -226,13 +227,13 @@ def by_content(kept: Kept, metadata: Any) -> tuple[str, Iterator[ismrmrd.Image]]
     of = f"of the last {count} readouts" if len(kept) < kept.taken else f"of {count} readouts"
     folders = metafile_folders()
     try:
-        trajectory.find_metafile(trajectory.signature_of(metadata), folders)
-    except trajectory.TrajectoryError as no_metafile:
+        trajectorysources.find(metadata, folders)
+    except trajectory.TrajectoryError as not_found:
         try:
             encoding_of(metadata, 0)
         except ValueError as error:
             if not any(carries_trajectory(item) for item in kept if isinstance(item, ismrmrd.Acquisition)):
-                raise ValueError(f"{error}; {no_metafile}; the readouts carry no trajectory") from None
+                raise ValueError(f"{error}; {not_found}; the readouts carry no trajectory") from None
         else:
             return f"root sum of squares of the Fourier transform {of}", transformed(kept, metadata)
     return f"plain gridding {of}", gridded(kept, metadata, folders)

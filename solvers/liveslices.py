@@ -140,9 +140,12 @@ class Live:
         self.plan_of = functools.lru_cache(maxsize=8)(functools.partial(plan_for, scan, settings=options))
         self._tables_of = functools.lru_cache(maxsize=8)(functools.partial(tables_for, scan, options))
         self._team, self._background = team, background
-        # Whole frames, so that view-shared images come when live ones would.
-        shared = min(FOOTPRINT, scan.nominal.interleaves)
-        self.shared_arms = -(-shared // options.arms_per_frame) * options.arms_per_frame
+
+    @property
+    def shared_arms(self) -> int:
+        """Arms of a view-shared image: whole frames, so that it comes when a live one would."""
+        shared = min(FOOTPRINT, self.scan.designed.interleaves)
+        return -(-shared // self.options.arms_per_frame) * self.options.arms_per_frame
 
     def make_tables(self, fitted: Trajectory) -> None:
         """Make the tables of a trajectory in the background; what goes wrong shows when they are used."""

@@ -146,7 +146,7 @@ def test_metafile_or_readouts_make_little_difference(run, tmp_path):
     write_metafile(simulation.trajectory, tmp_path / simulation.trajectory.file.name)
     client = run(simulation)
     (image,) = client.images
-    assert any("trajectory of metafile" in text for text in client.texts)
+    assert any("trajectory: metafile" in text for text in client.texts)
     assert relative_error(image.data[0, 0], simulation.truth.frame([0])) < 0.12
     (carried,) = run(make(matrix=48)).images
     assert relative_error(image.data[0, 0], carried.data[0, 0].astype(float)) < 0.05

@@ -88,7 +88,7 @@ def pixels_of(images):
 def test_frames_of_both_slices_are_the_true_ones(movie, movies):
     assert [image.slice for image in movies.images] == [0] * FRAMES + [1] * FRAMES
     assert [image.image_index for image in movies.images] == list(range(1, 2 * FRAMES + 1))
-    assert movies.texts[1] == "INFO     168 readouts kept: 24 frames of 2 slices in 4 part(s)"
+    assert movies.texts[2] == "INFO     168 readouts kept: 24 frames of 2 slices in 4 part(s)"
     positions = {one.idx.slice: tuple(one.position) for one in movie.acquisitions()}
     assert len(set(positions.values())) == 2
     for number in (0, 1):

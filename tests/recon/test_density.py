@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recon import nufft
-from recon.density import compensation
+from recon import density, nufft
+from recon.density import compensation, weights_of_arms
 from simulation import trajectories
 from simulation.phantom import Ellipse, kspace
 
@@ -50,6 +50,18 @@ def test_samples_at_which_the_arms_rest_do_not_make_the_centre_heavy():
     weights = compensation(k, (FOV, FOV))
     np.testing.assert_allclose(resting[:, 201:], weights[:, 1:], rtol=1e-3)
     assert resting[:, :201].sum() == pytest.approx(weights[:, 0].sum(), rel=1e-3)
+
+
+def test_many_turned_copies_have_the_weights_of_the_first_ones(monkeypatch):
+    k = full("spiral", golden=True)
+    every = weights_of_arms(k, (FOV, FOV))
+    monkeypatch.setattr(density, "MANY_SAMPLES", 12 * k.shape[1])
+    some = weights_of_arms(k, (FOV, FOV))
+    assert every.max() == some.max() == 1
+    np.testing.assert_array_equal(some, some[:1].repeat(len(k), axis=0))
+    other = k * np.linspace(0.5, 1, len(k))[:, np.newaxis, np.newaxis]  # no copies
+    monkeypatch.setattr(density, "compensation", lambda k, _: np.ones(k.shape[:2]) * np.arange(1, len(k) + 1)[:, None])
+    assert len(np.unique(weights_of_arms(other, (FOV, FOV)))) == len(k)
 
 
 def test_weights_follow_the_field_of_view_of_each_axis():
