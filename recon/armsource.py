@@ -30,9 +30,12 @@ class ArmReadout(SpiralReadout):
     ----------
     acquisition
         The readout as it came.
+    dwell
+        Time from sample to sample [s]; 0: not known.
     """
 
     acquisition: ismrmrd.Acquisition | None = None
+    dwell: float = 0.0
 
 
 class ArmSource(Protocol):
@@ -118,6 +121,7 @@ class SequenceSource:
             number=number,
             head=acquisition.getHead(),
             arrival=math.nan,
+            dwell=self._fitted.dwell,
         )
 
     def arms(self, readouts: Sequence[ArmReadout], encoding: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -172,6 +176,7 @@ class ReadoutSource:
             head=acquisition.getHead(),
             arrival=math.nan,
             acquisition=acquisition,
+            dwell=1e-6 * acquisition.sample_time_us,
         )
 
     def arms(self, readouts: Sequence[ArmReadout], encoding: Any) -> tuple[NDArray[np.float64], None]:

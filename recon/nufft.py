@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -286,6 +287,10 @@ class ArmPlan:
     def device(self) -> contextlib.AbstractContextManager:
         """Return the context in which arrays of this plan are worked on; for the CPU it does nothing."""
         return self._backend.device()
+
+    def grid_bytes(self, coils: int) -> int:
+        """Memory of one grid [bytes]."""
+        return math.prod(self.grid_shape) * coils * self.dtype.itemsize
 
     def zeros(self, coils: int) -> Any:
         """Return an empty grid [y, x, coil] for `add_arm`."""
