@@ -12,7 +12,7 @@ import pytest
 import coils
 import constants
 from recon import readouts, spiral
-from recon.trajectory import write_metafile
+from recon.trajectory import Trajectory, write_metafile
 from rtspiral_bart_tvrecon import TfdConfig, TfdReconstruction
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan, Simulation, simulate
@@ -137,3 +137,20 @@ def maps_agreement(maps: np.ndarray, simulation: Simulation) -> float:
     true /= coils.rssq(true)
     inside = simulation.truth.frame([0], maps.shape[1]) > 0.05
     return float(np.abs((maps.conj() * true).sum(axis=0))[inside].mean())
+
+
+def in_axial_fields(
+    items: Iterable[ismrmrd.Acquisition], trajectory: Trajectory, height: float = 0.0, hertz: float = 0.0
+) -> Iterator[ismrmrd.Acquisition]:
+    """Readouts of axial planes with the phase that concomitant fields at 0.55 T, and a uniform field, give them.
+
+    `height` [m] is added to that of their position: an object in a stack need not be in its middle.
+    """
+    steps = np.diff(trajectory.k, axis=1, prepend=trajectory.k[:, :1])
+    squares = np.cumsum((steps**2).sum(axis=-1), axis=1) / trajectory.dwell
+    seconds = trajectory.dwell * np.arange(trajectory.k.shape[1])
+    for item in items:
+        square = (1e-3 * item.position[2] + height) ** 2
+        cycles = square * squares[item.idx.kspace_encode_step_1] / (2 * 0.55 * 42.576e6) + hertz * seconds
+        item.data[:, -len(seconds) :] *= np.exp(-2j * np.pi * cycles)
+        yield item

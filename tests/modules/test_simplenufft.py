@@ -15,7 +15,7 @@ from simplenufft import NufftConfig
 from simulation import trajectories
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import SLICE_THICKNESS, Scan, simulate
-from spiral_sessions import Client, configure
+from spiral_sessions import Client, configure, in_axial_fields
 
 PIXEL = 4.0  # [mm]
 ARMS = {"spiral": 8, "radial": 64, "rosette": 84, "variable": 11}
@@ -95,6 +95,27 @@ def test_a_point_in_a_stack_lands_in_its_partition(run, kind, partitions):
     slice_dir = np.array(image.slice_dir)
     for p, each in enumerate(client.images):
         np.testing.assert_allclose(each.position, (p - partitions // 2) * thickness * slice_dir, atol=1e-4)
+
+
+@pytest.mark.parametrize("partitions", [1, 4])
+def test_concomitant_fields_are_corrected_where_each_partition_is(run, partitions):
+    thickness = 1e3 * SLICE_THICKNESS
+    place = (-23.0, 37.0) if partitions == 1 else (-23.0, 37.0, thickness)
+    simulation = make(arms=4, partitions=partitions, point=place, position=(0.0, 0.0, 150.0), matrix=64)
+    height = 0.0 if partitions == 1 else -SLICE_THICKNESS  # kz goes against the patient's z
+    there = max(partitions // 2 - 1, 0)
+    plain, disturbed, corrected = (
+        run(simulation, items, concomitant=asked)
+        for items, asked in (
+            (simulation.acquisitions(), "off"),
+            (in_axial_fields(simulation.acquisitions(), simulation.trajectory, height), "off"),
+            (in_axial_fields(simulation.acquisitions(), simulation.trajectory, height), "auto"),
+        )
+    )
+    truth = plain.images[there].data[0, 0].astype(float)
+    assert relative_error(disturbed.images[there].data[0, 0], truth) > 0.1
+    assert relative_error(corrected.images[there].data[0, 0], truth) < 0.01
+    assert any("concomitant fields of the gradients are corrected, at 0.55 T" in text for text in corrected.texts)
 
 
 def test_partitions_of_a_stack_are_the_chest_at_each_height(run):
