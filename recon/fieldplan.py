@@ -62,6 +62,18 @@ class FieldPlan:
         with self.device():
             return combined(images, self.spatial)
 
+    def forward(self, images: Any, arms: NDArray[np.intp]) -> NDArray[np.complex64]:
+        """Return the samples [arm, coil, sample] of images [coil, row, column] on some of the arms.
+
+        The plan's own `forward` has to return this order.
+        """
+        with self.device():
+            weighted = (self.spatial[:, np.newaxis] * images).reshape(-1, *self.shape)
+        taken = self._plan.forward(weighted, arms)
+        taken = taken.reshape(len(arms), self.terms, -1, taken.shape[-1])
+        of_arms = self.temporal[arms] if len(self.temporal) > 1 else self.temporal
+        return (taken * of_arms[:, :, np.newaxis]).sum(axis=1)
+
     def term_images(self, grid: Any) -> Any:
         """Return the images [term, coil, row, column] of a grid, which `combined` makes one of."""
         images = self._plan.image(grid)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import constants
 from recon.configuration import SpiralReconstruction, parameter
 from recon.readouts import Readouts
+from solvers.linops import ArmFields
 from solvers.native_recon import Penalty
 
 
@@ -60,6 +61,8 @@ class Part:
         Divisor of the samples; None: the solver finds it.
     weights
         [*frames, arm], 0 for arms that only fill up; None: all count.
+    fields
+        Field terms; None: there are none.
     """
 
     samples: NDArray[np.complex64]
@@ -70,6 +73,7 @@ class Part:
     columns: int
     scale: float | None = None
     weights: NDArray[np.float32] | None = None
+    fields: ArmFields | None = None
 
 
 class Solver(Protocol):
