@@ -51,6 +51,12 @@ class Correction:
         """That of one plane."""
         return replace(self, terms=replace(self.terms, spatial=self.terms.spatial[:, number]))
 
+    @property
+    def demodulation(self) -> NDArray[np.complex64]:
+        """Factors [arm or 1, sample] of samples that correct as the first term does, but for a phase of the image."""
+        first = self.temporal[:, 0].conj()
+        return (first / np.abs(first)).astype(np.complex64)
+
     def first(self, count: int) -> Correction:
         """The first `count` terms."""
         return Correction(self.terms.first(count), self.temporal[:, :count])
@@ -150,9 +156,11 @@ class FieldCorrection:
         if found is None:
             return None
         reach = float(np.ptp(times.reshape(-1, len(places))[-1] @ places.reshape(len(places), -1)))
+        what = [f"concomitant fields at {self._b0:.2f} T"] if self._b0 is not None else []
+        what += ["off-resonance"] if self._map is not None else []
         text = (
-            f"fields are corrected by {len(found)} term(s), for phases that differ by {reach:.2f} cycles over the "
-            f"image at the end of a readout: error {found.error:.2g}, field_tolerance = {self._tolerance:g}"
+            f"{' and '.join(what)} are corrected by {len(found)} term(s), for phases that differ by {reach:.2f} cycles "
+            f"over the image at the end of a readout: error {found.error:.2g}, field_tolerance = {self._tolerance:g}"
         )
         (logger.info if self._told else self._tell)(text)
         self._told = True
@@ -227,5 +235,4 @@ def _concomitant_field(asked: str, b0: float | None, tell: Callable[[str], None]
     if asked == "auto" and b0 >= LOW_FIELD:
         logger.info("Concomitant fields are not corrected at %.2f T", b0)
         return None
-    tell(f"concomitant fields of the gradients are corrected, at {b0:.2f} T")
     return b0

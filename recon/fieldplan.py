@@ -80,9 +80,17 @@ class FieldPlan:
         return images.reshape(self.terms, -1, *self.shape)
 
 
-def with_fields(plan: Any, correction: Correction | None) -> Any:
-    """Return the plan with the terms of a correction, if there is one."""
-    return plan if correction is None else FieldPlan(plan, correction.terms.spatial, correction.temporal)
+def with_fields(plan: Any, correction: Correction | None, arms: NDArray[np.intp] | None = None) -> Any:
+    """Return the plan with the terms of a correction, if there is one.
+
+    `arms` are those of the correction that the plan has; None: all.
+    """
+    if correction is None:
+        return plan
+    temporal = correction.temporal
+    if arms is not None and len(temporal) > 1:
+        temporal = temporal[arms]
+    return FieldPlan(plan, correction.terms.spatial, temporal)
 
 
 def combined(images: Any, spatial: Any) -> Any:

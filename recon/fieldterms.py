@@ -17,7 +17,9 @@ weighted by conj(b_l). The best terms are the singular vectors of the matrix of 
 and places whose phases are nearly the same are represented by one: that is the histogram of the field map of the
 literature, but for all functions at once. A place counts as those do that it represents, but no less than the mean, so
 that the few pixels of an extreme field are approximated as well. The mean frequency is taken out beforehand: where
-nothing else is left, as in an axial plane, one term is exact.
+nothing else is left, as in an axial plane, one term is exact. Beside it the b_l are real: real and imaginary part of
+the matrix are approximated together. That takes at most one term more, and the products conj(b_l) b_m are real, so that
+normal operators take half the memory and half the work (`solvers.toeplitz`).
 
 References: Fessler et al., IEEE Trans Signal Process 2005;53:3393, doi 10.1109/TSP.2005.853152 (terms by SVD over a
 histogram); Sutton et al., IEEE Trans Med Imaging 2003;22:178, doi 10.1109/TMI.2002.808360; Lee, Nayak et al., Magn
@@ -31,7 +33,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-CELL = 1 / 64  # of phase, that times or places may differ by and are represented by one [cycles]
+CELL = 0.5  # of phase, that times or places may differ by and are represented by one, over the tolerance [cycles]
 CELLS = 256  # of times, and of places, at most: more only makes them finer
 SAMPLES = 2**16  # that representatives are looked for among
 NODES_PER_TERM = 3  # times and places that carry the terms over to all others
@@ -81,11 +83,12 @@ class FieldTerms:
         return float(self.errors[len(self)])
 
     def temporal(self, times: NDArray[np.float64]) -> NDArray[np.complex64]:
-        """b_l of arms, complex64 [arm, term, sample], from their `Phase.times`."""
+        """b_l of arms, complex64 [arm, term, sample], from their `Phase.times`: real, but for the mean frequency."""
+        amplitudes = ((exponential(arm, self._nodes) @ self._mixing).real.T for arm in times)
         return np.stack(
             [
-                (exponential(arm, self._nodes) @ self._mixing).T.astype(np.complex64) * _demodulation(arm, self._mean)
-                for arm in times
+                (amplitude * exponential(arm, self._mean[np.newaxis])[:, 0]).astype(np.complex64)
+                for amplitude, arm in zip(amplitudes, times, strict=True)
             ]
         )
 
@@ -130,12 +133,14 @@ def find_terms(phase: Phase, tolerance: float, most: int | None = None) -> Field
     mean = (places.max(axis=0) + places.min(axis=0)) / 2
     places = places - mean
     rows = times[:: max(len(times) // SAMPLES, 1)]
-    chosen, counts = _representatives(rows, np.ptp(places, axis=0))
+    chosen, counts = _representatives(rows, np.ptp(places, axis=0), CELL * tolerance)
     some_times, of_times = rows[chosen], np.sqrt(counts / counts.sum())[:, np.newaxis]
-    chosen, counts = _representatives(places, np.ptp(rows, axis=0))
+    chosen, counts = _representatives(places, np.ptp(rows, axis=0), CELL * tolerance)
     some_places, of_places = places[chosen], np.sqrt(np.maximum(counts, counts.mean()) / counts.sum())
     exact = exponential(some_times, some_places)
-    left, sizes, right = np.linalg.svd(of_times * exact * of_places, full_matrices=False)
+    weighted = of_times * exact * of_places
+    left, sizes, right = np.linalg.svd(np.concatenate([weighted.real, weighted.imag], axis=1), full_matrices=False)
+    right = right[:, : len(some_places)] + 1j * right[:, len(some_places) :]
     rest = np.sqrt(np.append(np.cumsum(sizes[::-1] ** 2)[::-1], 0) / (sizes**2).sum())
     count = max(int(np.argmax(rest <= tolerance)), 1)
     count = min(count, most or count)
@@ -148,21 +153,17 @@ def find_terms(phase: Phase, tolerance: float, most: int | None = None) -> Field
     return FieldTerms(spatial.reshape(count, *shape), rest, mean, some_places[nodes], mixing)
 
 
-def _demodulation(times: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.complex64]:
-    return np.exp(-2j * np.pi * (times @ mean)).astype(np.complex64)
-
-
 def _representatives(
-    points: NDArray[np.float64], reach: NDArray[np.float64]
+    points: NDArray[np.float64], reach: NDArray[np.float64], cell: float
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Choose one of the points [point, feature] whose phases are nearly the same: their indices, what each counts.
 
-    `reach` is that of what the features are multiplied by [feature].
+    `reach` is that of what the features are multiplied by [feature]; phases differ by `cell` [cycles], or more where
+    there would be more than `CELLS`.
     """
     cycles = points * reach
     cycles = cycles - cycles.min(axis=0)
     span = cycles.max(axis=0)
-    cell = CELL
     while True:
         # No feature is left to one value alone, however small it is: five are a smooth curve.
         sizes = np.minimum(cell, np.where(span > 0, span / 4, 1))
@@ -171,7 +172,7 @@ def _representatives(
         )
         if len(first) <= CELLS:
             return first, counts
-        cell *= 1.3
+        cell *= max((len(first) / CELLS) ** (1 / points.shape[1]), 1.2)
 
 
 def _nodes(exact: NDArray[np.complex128], wanted: NDArray[np.complex128]) -> tuple[NDArray, NDArray]:

@@ -33,10 +33,11 @@ def detuned_kspace(
     -------
     Signal [coil, ...] [density m^2].
     """
-    return sum(
+    signals = [
         coils.kspace((ellipse,), kx, ky) * np.exp(-2j * np.pi * frequency * np.asarray(time))
         for ellipse, frequency in zip(ellipses, frequencies, strict=True)
-    )
+    ]
+    return np.sum(signals, axis=0)
 
 
 def points_signal(

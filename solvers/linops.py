@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from recon import arrays, nufft
 from recon.arrays import array_module
+from recon.fieldcorrection import Correction
 from recon.fieldplan import FieldPlan
 from recon.nufft import ArmPlan, ArrayBackend
 from solvers import toeplitz
@@ -32,7 +33,7 @@ class ArmFields:
     spatial
         c_l, complex64 [term, row, column].
     temporal
-        b_l, complex64 [column, term, sample]; a single one stands for all.
+        b_l, complex64 [column, term, sample]; a single one stands for all. Those of a sample differ by real factors.
     columns
         Which of these each arm is [*frames, arm].
     """
@@ -40,6 +41,13 @@ class ArmFields:
     spatial: NDArray[np.complex64]
     temporal: NDArray[np.complex64]
     columns: NDArray[np.intp]
+
+
+def arm_fields(correction: Correction | None, columns: NDArray[Any]) -> ArmFields | None:
+    """Field terms of arms [*frames, arm], which have these columns of the trajectory."""
+    if correction is None:
+        return None
+    return ArmFields(correction.terms.spatial, correction.temporal, np.asarray(columns, np.intp))
 
 
 @dataclass(frozen=True)
@@ -221,7 +229,7 @@ class Encoding:
         size = (plan.shape[0] // 2, plan.shape[1] // 2)
         samples = SpreadSamples(self._arms.shape[1], self._unit, None if self.spatial is None else self._temporal)
         shape = (len(self.weights), *samples.kernel_shape(size))
-        kernels = self._backend.xp.empty(shape, samples.dtype)
+        kernels = self._backend.xp.empty(shape, np.float32)
 
         def work(frame: int) -> None:
             grid = plan.zeros(samples.count)
@@ -266,8 +274,6 @@ class SpreadSamples:
     ----------
     count
         Number of point spread functions.
-    dtype
-        Of their kernels.
     """
 
     def __init__(self, length: int, unit: np.float32, temporal: NDArray[np.complex64] | None) -> None:
@@ -275,7 +281,6 @@ class SpreadSamples:
         self._ones = np.full((1, length), unit**2, np.complex64)
         self._pairs = [] if temporal is None else toeplitz.pairs(temporal.shape[1])
         self.count = len(self._pairs) or 1
-        self.dtype = np.dtype(np.float32 if temporal is None else np.complex64)
 
     def kernel_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
         """Shape of a frame's kernel for transforms of this size."""
@@ -287,7 +292,7 @@ class SpreadSamples:
             return self._ones
         of_arm = self._temporal[arm if len(self._temporal) > 1 else 0]
         one, other = np.transpose(self._pairs)
-        return of_arm[one].conj() * of_arm[other] * self._unit**2
+        return (of_arm[one].conj() * of_arm[other] * self._unit**2).real.astype(np.complex64)
 
     def write_kernel(self, spreads: Any, kernel: Any) -> None:
         """Make a frame's kernel, in place, of its point spread functions [point spread function, row, column]."""
@@ -295,7 +300,7 @@ class SpreadSamples:
             kernel[...] = toeplitz.kernel(spreads[0])
             return
         for n, spread in enumerate(spreads):
-            kernel[:, n] = toeplitz.pair_kernel(spread)
+            kernel[:, n] = toeplitz.kernel(spread)
 
 
 def arm_weights(weights: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -196,8 +196,7 @@ def memory_needed(
         batch, workers = 1, threads or processors()
     image, kernel = 8 * matrix**2, 4 * toeplitz.PHASES * toeplitz.transform_size(matrix) ** 2
     spreads = terms * (terms + 1) // 2 or 1
-    if terms:
-        kernel *= 2 * spreads  # complex
+    kernel *= spreads
     preparing = count * (kernel + image) + TABLE_BYTES * samples * min(columns or count * arms, count * arms)
     iterating = count * (kernel + (4 + len(frames)) * image)
     # The first: grids from which kernels are made.

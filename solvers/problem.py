@@ -85,9 +85,12 @@ class Solver(Protocol):
         Frames that parts of a series have to reach into their neighbours, to be dropped afterwards.
     memory_device
         GPU whose memory limits a part; -1: this machine's memory does.
+    corrects_fields
+        Whether it takes the field terms of a part.
     """
 
     overlap: ClassVar[int]
+    corrects_fields: ClassVar[bool]
 
     @property
     def memory_device(self) -> int: ...  # noqa: D102 - described above
@@ -99,9 +102,9 @@ class Solver(Protocol):
         """Weight of the differences from frame to frame, of all frames in that many parts."""
 
     def memory_needed(
-        self, frames: Sequence[int], arms: int, coils: int, samples: int, matrix: int, columns: int
+        self, frames: Sequence[int], arms: int, coils: int, samples: int, matrix: int, columns: int, terms: int = 0
     ) -> int:
-        """Memory that a part takes beyond its samples [bytes]; `columns` of its arms differ."""
+        """Memory that a part takes beyond its samples [bytes]; `columns` of its arms differ; `terms` are of fields."""
 
     def reconstruct(self, parts: Iterable[Part], count: int) -> Generator[NDArray[np.complex64], None, None]:
         """Yield the images [*frames, row, column] of each of `count` parts, in their order."""

@@ -17,10 +17,10 @@ Fourier transform of h divided among the four phases, are real numbers, as the w
 With field terms (`recon.fieldterms`) E is a sum of B_l F C_l, and there is a point spread function for each pair of
 them, with weight * conj(b_l) b_m in place of the weight:
 
-    E^H W E x = sum over coils, phases, l and m of  conj(c_l m_c p) F^-1 Q_p,l,m F (c_m m_c p x),
+    E^H W E x = sum over coils, phases, l and m of  conj(c_l m_c p) F^-1 Q_p,l,m F (c_m m_c p x).
 
-in which Q is a Hermitian matrix [l, m] at each frequency: pairs with l <= m tell all. That takes L times the Fourier
-transforms, and L^2 multiplications at each frequency.
+The b_l of a sample differ by real factors, so that these weights are real, and so are the Q, which are symmetric in l
+and m: pairs with l <= m tell all. That takes L times the Fourier transforms, and L^2 multiplications at each frequency.
 
 References: Wajer, Pruessmann, Proc. ISMRM 2001, 767, and Fessler et al., IEEE Trans Signal Process 2005;53:3393, doi
 10.1109/TSP.2005.853152 (the normal operator as a convolution). T. Chan, SIAM J Sci Stat Comput 1988;9:766, doi
@@ -29,12 +29,15 @@ References: Wajer, Pruessmann, Proc. ISMRM 2001, 767, and Fessler et al., IEEE T
 
 from __future__ import annotations
 
+import functools
 import queue
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recon import nufft
 from recon.arrays import array_module
 from solvers.team import Team
 from solvers.transforms import fourier_module, open_transform
@@ -61,15 +64,10 @@ def kernel(spread: Any) -> Any:
     -------
     float32 [phase, row frequency, column frequency], with all factors that the transforms leave open.
     """
-    # h(-d) is the conjugate of h(d), so that the transform is real; the imaginary part comes from d = -N, of no use.
-    return pair_kernel(spread).real.copy()
-
-
-def pair_kernel(spread: Any) -> Any:
-    """As `kernel`, complex64, of a pair of field terms, whose point spread function has no symmetry."""
     xp = array_module(spread)
     rows, columns = (n // 2 for n in spread.shape)
-    frequencies = fourier_module(xp).fft2(xp.fft.ifftshift(spread)).astype(xp.complex64)
+    # h(-d) is the conjugate of h(d), so that the transform is real; the imaginary part comes from d = -N, of no use.
+    frequencies = fourier_module(xp).fft2(xp.fft.ifftshift(spread)).real.astype(xp.float32)
     dealt = frequencies.reshape(rows, 2, columns, 2).transpose(1, 3, 0, 2).reshape(PHASES, rows, columns)
     return dealt / xp.float32(PHASES * rows * columns)
 
@@ -130,8 +128,8 @@ class ToeplitzNormal:
     Parameters
     ----------
     kernels
-        float32 [frame, phase, row frequency, column frequency], see `kernel`; with field terms complex64 [frame, phase,
-        pair, row frequency, column frequency], see `pair_kernel`.
+        float32 [frame, phase, row frequency, column frequency], see `kernel`; with field terms [frame, phase, pair,
+        row frequency, column frequency], see `pairs`.
     maps
         complex64 [coil, row, column], a NumPy or a CuPy array as the kernels.
     team
@@ -205,13 +203,43 @@ class ToeplitzNormal:
 
 
 def _mix(spectra: Any, kernels: Any) -> None:
-    """Multiply spectra [frame, term, ...] by the Hermitian matrices of kernels [frame, pair, ...], in place."""
+    """Multiply spectra [frame, term, ...] by the symmetric matrices of kernels [frame, pair, ...], in place."""
+    if array_module(spectra) is np:
+        for frame, kernel in zip(spectra, kernels, strict=True):
+            _compiled_mix()(frame, kernel)
+        return
     before = spectra.copy()
     spectra[...] = 0
     for n, (one, other) in enumerate(pairs(spectra.shape[1])):
         spectra[:, one] += kernels[:, n] * before[:, other]
         if one != other:
-            spectra[:, other] += kernels[:, n].conj() * before[:, one]
+            spectra[:, other] += kernels[:, n] * before[:, one]
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_mix() -> Callable:
+    """`_mix` of one frame as a compiled loop, row by row so that both sides of it stay in a cache."""
+
+    def mix(spectra: NDArray[np.complex64], kernels: NDArray[np.float32]) -> None:
+        terms, rows, columns = spectra.shape
+        before = np.empty((terms, columns), spectra.dtype)
+        for y in range(rows):
+            for one in range(terms):
+                for x in range(columns):
+                    before[one, x] = spectra[one, y, x]
+                    spectra[one, y, x] = 0
+            n = 0
+            for one in range(terms):
+                for x in range(columns):
+                    spectra[one, y, x] += kernels[n, y, x] * before[one, x]
+                n += 1
+                for other in range(one + 1, terms):
+                    for x in range(columns):
+                        spectra[one, y, x] += kernels[n, y, x] * before[other, x]
+                        spectra[other, y, x] += kernels[n, y, x] * before[one, x]
+                    n += 1
+
+    return nufft.compiled(mix)
 
 
 def phases(size: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.complex64]:

@@ -211,7 +211,10 @@ def test_concomitant_fields_are_corrected_at_low_field_or_when_asked_for(asked, 
     )
     fields = open_correction(FieldSettings(concomitant=asked), header, texts.append, texts.append)
     assert fields.active == corrected
-    assert any(f"are corrected, at {tesla}" in text for text in texts) == corrected
+    found = fields.terms(SPIRAL.k, SPIRAL.dwell, [head_at((0.0, 0.0, 100.0))], SHAPE, (1e3 * FOV, 1e3 * FOV))
+    assert (found is not None) == corrected
+    expected = "concomitant fields at 0.55 T are" if tesla == 0.55 else "concomitant fields at 1.50 T are"
+    assert any(f"{expected} corrected by 1 term" in text for text in texts) == corrected
     assert any("not corrected: the header has no" in text for text in texts) == (asked == "auto" and tesla is None)
 
 

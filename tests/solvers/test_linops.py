@@ -63,9 +63,11 @@ def test_encoding_agrees_with_direct_sums(shape):
 
 
 def field_terms(rng, shape, columns, terms=3, samples=25, several=True):
-    """Terms that are nothing but numbers: `Encoding` takes any."""
-    spatial, temporal = random_complex(rng, terms, *shape), random_complex(rng, 7 if several else 1, terms, samples)
-    return ArmFields(spatial, temporal, columns)
+    """Terms that are nothing but numbers, those of time with a phase in common."""
+    arms = 7 if several else 1
+    phase = np.exp(2j * np.pi * rng.random((arms, 1, samples)))
+    temporal = (rng.standard_normal((arms, terms, samples)) * phase).astype(np.complex64)
+    return ArmFields(random_complex(rng, terms, *shape), temporal, columns)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
