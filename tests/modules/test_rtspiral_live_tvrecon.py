@@ -39,7 +39,8 @@ def scan(tmp_path_factory):
 
 def through(simulation, items=None, scaled=False, **options):
     """Send a scan through the module, as fast as it takes it; images that are not scaled are what was made."""
-    client = Client(simulation.items() if items is None else items)
+    # Simulated beforehand: readouts that come more slowly than a file's would not be waited for.
+    client = Client(list(simulation.items()) if items is None else items)
     with pytest.MonkeyPatch.context() as patch:
         if not scaled:
             patch.setattr(mrdhelper, "scale_to_int16", lambda pixels, *scale: pixels)
