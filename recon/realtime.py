@@ -46,11 +46,15 @@ class Frame:
     method: str = ""
 
     def attributes(self, ledger: LatencyLedger) -> dict[str, str]:
-        """Return the meta attributes: when the last readout arrived, how long the frame took [ms], and the method."""
+        """Return the meta attributes: when the last readout arrived, how long the frame took [ms], and the method.
+
+        And how many readouts have arrived that are still to be worked on.
+        """
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.arrival_time))
         return {
             "LastReadoutArrival": f"{moment}.{int(self.arrival_time % 1 * 1000):03d}",
             "ProcessingTime_ms": f"{1e3 * (ledger.now() - self.arrival):.3f}",
+            "ReadoutsWaiting": str(ledger.received - ledger.processed),
         } | ({"ReconstructionMethod": self.method} if self.method else {})
 
 

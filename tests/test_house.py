@@ -20,7 +20,7 @@ FLOORS = (  # each imports from those before it and from its own
     {"main"},
 )
 NOT_FOR_MODULES = {"serving", "server", "main"}
-ROOMS = {"mrdio", "recon", "solvers", "serving", "dicomio", "sending", "simulation"}
+ROOMS = {"mrdio", "recon", "solvers", "serving", "dicomio", "sending", "simulation", "serving/view"}
 MOST_AT_ROOT = 26
 
 
