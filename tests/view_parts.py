@@ -96,7 +96,7 @@ class Viewer:
             self.identity = told["identity"]
         elif told["type"] == "sessions":
             self.sessions = {each["name"]: each for each in told["sessions"]}
-        else:
+        elif told["type"] == "details":
             self.messages += told.pop("messages")
             self.details |= told
 

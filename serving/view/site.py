@@ -93,7 +93,6 @@ class View:
     def __init__(self, port: int, host: str = "127.0.0.1", names: bool = False) -> None:
         self.names = names
         self.hub = Hub()
-        self._host = host
         self._identity = os.urandom(8).hex()  # another one after a restart, when names of sessions begin anew
         self._own_names = {"localhost", host.lower(), socket.gethostname().lower()}
         self._viewers: set[Viewer] = set()
@@ -103,12 +102,12 @@ class View:
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
         try:
-            self._server: Server = self._loop.run_until_complete(self._listen(port))
+            self._listener = socket.create_server((host, port), family=_family(host), backlog=CONNECTIONS)
         except OSError as error:
             self._loop.close()
             text = f"the view cannot be served at {host}:{port}: {error.strerror}: does another one listen there?"
             raise ViewError(text) from error
-        self.address: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
+        self.address: tuple[str, int] = self._listener.getsockname()[:2]
         logging.getLogger().addHandler(self._settings)
         self._thread = threading.Thread(target=self._run, name="view", daemon=True)
         self._thread.start()
@@ -160,9 +159,9 @@ class View:
 
     # ---- in the thread of the event loop ---------------------------------------------------------------------------
 
-    async def _listen(self, port: int) -> Server:
+    async def _listen(self) -> Server:
         return await serve(
-            self._show, self._host, port, process_request=self._answer, compression=None, max_size=REQUEST,
+            self._show, sock=self._listener, process_request=self._answer, compression=None, max_size=REQUEST,
             max_queue=16, write_limit=1 << 16, open_timeout=OPENING, close_timeout=1.0, server_header=None,
             logger=_quiet, create_connection=Connection,
         )  # fmt: skip
@@ -174,14 +173,15 @@ class View:
             self._loop.close()
 
     async def _work(self) -> None:
+        server = await self._listen()
         while not self._stopped.is_set():
             for session in list(self._mailboxes):
                 self._collect(session)
             self._wake()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), PERIOD)
-        self._server.close()
-        await self._server.wait_closed()
+        server.close()
+        await server.wait_closed()
 
     def _collect(self, session: str) -> None:
         mailbox = self._mailboxes.get(session)
@@ -304,6 +304,7 @@ class Viewer:
         self._seen_messages = 0
         self._seen_packets: dict[int, int] = {}
         self._seen_settings = -1
+        self._begins = False  # whether the page is still to be told that it gets another session's images from here on
         self._told = self._told_details = ""
 
     def take(self, text: str | bytes) -> None:
@@ -321,6 +322,7 @@ class Viewer:
             self._missed = deque(earlier, maxlen=SERIES_IMAGES)
             self._position = earlier[-1] if earlier else 0
             self._seen_messages, self._seen_packets, self._seen_settings, self._told_details = 0, {}, -1, ""
+            self._begins = True
         else:
             del self._in_flight[: int(said["got"])]
         self.wake.set()
@@ -330,7 +332,11 @@ class Viewer:
         while True:
             await self.wake.wait()
             self.wake.clear()
-            while (frame := self._next_frame()) is not None:
+            if self._begins:
+                self._begins = False
+                name = None if self._session is None else self._session.summary.session
+                await self._connection.send(json.dumps({"type": "watching", "name": name}))
+            while not self._begins and (frame := self._next_frame()) is not None:
                 self._in_flight.append(len(frame))
                 await self._connection.send(frame)
             if self.looks_due:
@@ -379,6 +385,10 @@ class Viewer:
             if frame is not None:
                 return frame.content
         return None
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _response(status: HTTPStatus, body: str | bytes, kind: str = "text/plain; charset=utf-8") -> Response:
