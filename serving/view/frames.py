@@ -98,9 +98,9 @@ def to_16_bits(data: NDArray[Any]) -> tuple[NDArray[Any], float, float]:
         for kind in (np.int16, np.uint16):
             if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
                 return values.astype(kind), 1.0, 0.0
-    if not high > low:
-        return np.zeros(values.shape, np.uint16), 1.0, low
     scale = high / 65535 - low / 65535  # their difference may be too large for a number
+    if not scale > 0:
+        return np.zeros(values.shape, np.uint16), 1.0, low
     stored = np.where(finite, values, low) / scale - low / scale
     return np.rint(np.clip(stored, 0, 65535)).astype(np.uint16), scale, low
 

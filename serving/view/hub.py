@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mrdio.codec import MrdError
 from serving.summary import SessionSummary
 from serving.view.feed import Kind, Letter
 from serving.view.frames import Frame, Packet, image_frame, waveform_packet
@@ -19,6 +18,7 @@ from serving.view.frames import Frame, Packet, image_frame, waveform_packet
 logger = logging.getLogger(__name__)
 
 RECENT = 20  # sessions that are remembered when they have ended
+SERIES = 32  # of a session
 SERIES_IMAGES, SERIES_BYTES = 1000, 48 << 20  # of one series
 ALL_BYTES = 256 << 20  # of the images of all sessions
 MESSAGES = 500  # of a session
@@ -104,6 +104,11 @@ class WatchedSession:
         self.messages.append({"number": self.message_count, "time": letter.time, "level": level, "text": text})
 
     def _keep(self, frame: Frame) -> None:
+        if frame.series not in self.series and len(self.series) >= SERIES:
+            first = next(iter(self.series))
+            while self.series[first].numbers:
+                self._drop(self.series[first])
+            del self.series[first]
         series = self.series.setdefault(frame.series, Series())
         series.numbers.append(frame.number)
         series.size += len(frame.content)
@@ -168,7 +173,7 @@ class Hub:
         for letter in letters:
             try:
                 session.take(Letter.read(letter))
-            except (MrdError, ValueError, KeyError, TypeError, OverflowError) as error:
+            except Exception as error:  # noqa: BLE001 -- images hold what clients and modules have put there
                 logger.debug("not shown: %s", error, extra={"session": name})
         self._limit_images()
 

@@ -374,6 +374,14 @@ def test_history_is_bounded_by_series_and_in_all(monkeypatch):
     assert {"a", "b"} <= set(kept.sessions)  # they run
 
 
+def test_number_of_series_is_bounded(monkeypatch):
+    monkeypatch.setattr(hub, "SERIES", 3)
+    kept = Hub()
+    kept.take("a", letters_of(*[image_of(patterned(4, 4), series=number // 2) for number in range(10)]))
+    assert kept.sessions["a"].details(0, 0)["series"] == {2: [5, 2], 3: [7, 2], 4: [9, 2]}
+    assert kept.sessions["a"].size == sum(len(each.content) for each in kept.sessions["a"].images.values())
+
+
 def test_letter_that_cannot_be_read_costs_only_itself():
     kept = Hub()
     (good,) = letters_of(image_of(patterned(4, 4)))

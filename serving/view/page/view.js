@@ -137,9 +137,13 @@ function takeDetails(told) {
     scene.messages.shift();
     get("messages").firstChild.remove();
   }
-  for (const [number, series] of scene.series) {
-    const oldest = told.series[number]?.[0]; // what the server has dropped is dropped here
-    while (oldest && series.frames.length > 1 && series.frames[0].number < oldest) series.frames.shift();
+  for (const [number, series] of scene.series) { // what the server has dropped is dropped here
+    const oldest = told.series[number]?.[0] ?? Infinity;
+    while (series.frames.length && series.frames[0].number < oldest) series.frames.shift();
+    if (series.frames.length) continue;
+    scene.series.delete(number);
+    series.thumb?.remove();
+    if (scene.shown === number) scene.shown = scene.series.keys().next().value ?? null;
   }
   if (told.settings) Object.assign(scene, { settings: told.settings, parameters: told.parameters });
   if (told.settings || told.messages.length) listSettings();
