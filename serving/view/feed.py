@@ -258,7 +258,10 @@ class PipeFeed(Feed):
         self._pipe = pipe
         self._ended = False
         self._thread = threading.Thread(target=self._write_to_pipe, name="view", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no threads left: the session is served all the same
+            logger.warning("The session is not shown: %s", error)
 
     def _write_to_pipe(self) -> None:
         with contextlib.suppress(OSError), self._pipe:  # there is no server any more
@@ -275,7 +278,8 @@ class PipeFeed(Feed):
         """Give the letters that wait a moment to leave."""
         self._ended = True
         self._ready.set()
-        self._thread.join(FLUSH)
+        if self._thread.is_alive():
+            self._thread.join(FLUSH)
 
 
 def read_pipe(pipe: Pipe, mailbox: Mailbox) -> None:

@@ -140,7 +140,11 @@ class View:
         """Take the letters of a session in a process of its own, in a thread that ends when the pipe does."""
         mailbox = Mailbox(functools.partial(self._call, self._collect, session))
         self._call(self._mailboxes.__setitem__, session, mailbox)
-        threading.Thread(target=read_pipe, args=(pipe, mailbox), name=f"view {session}", daemon=True).start()
+        try:
+            threading.Thread(target=read_pipe, args=(pipe, mailbox), name=f"view {session}", daemon=True).start()
+        except RuntimeError as error:  # no threads left: the session is served all the same
+            logger.warning("is not shown: %s", error, extra={"session": session})
+            pipe.close()
 
     def ended(self, summary: SessionSummary) -> None:
         """Note the end of a session."""
