@@ -35,7 +35,8 @@ def test_file_is_sent_until_the_client_is_ended_and_nothing_is_kept(server, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image.py", "raw.h5"]
 
 
-def test_loop_ends_with_the_first_error(tmp_path, capsys):
+def test_loop_ends_with_the_first_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(client, "configure_logging", lambda *_: None)  # else it would stay for other tests
     raw = write_mrd_file(tmp_path / "raw.h5", [make_acquisition(1)], xml=header_xml())
     arguments = client.parse_arguments(["-a", "nowhere.invalid", "--realtime", "--loop", str(raw)])
     assert client._run_command(arguments) == 1
