@@ -114,7 +114,10 @@ class ConjugateGradients:
         self._slope, self._direction = slope, step
         change = array_module(step).empty_like(step)
         self._normal(step, change)
-        length = slope / inner(step, change)
+        curvature = inner(step, change)
+        if curvature <= 0:  # likewise, to the last bit: the step is too small to be squared
+            return
+        length = slope / curvature
         self._images += np.float32(length) * step
         self._gradient -= np.float32(length) * change
         self.objective -= 0.5 * length * slope
@@ -161,7 +164,8 @@ class KSpaceInverse:
             modes = series[..., parts[n]]
             for difference in self._differences:
                 modes = difference.modes(modes)
-            quotient = modes / ((self._diagonal[parts[n]] + self._shift) * np.float32(pixels))
+            # Not modes / (...): where the diagonal is infinite, that is 0 in NumPy and nan in CuPy.
+            quotient = modes * (np.float32(1 / pixels) / (self._diagonal[parts[n]] + self._shift))
             products[n] = inner(modes, quotient)
             for difference in self._differences:
                 quotient = difference.modes(quotient, inverse=True)

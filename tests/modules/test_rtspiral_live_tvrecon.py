@@ -71,6 +71,12 @@ def test_iterative_images_agree_with_the_truth_and_change_as_it_does(scan, movie
     assert error(images[:1], truth[:1]) < 0.13, "also the very first one"
 
 
+def test_a_gpu_gives_the_same(cupy, scan, movie):
+    on_gpu = through(scan, gpu_device=0)
+    assert [image.image_index for image in on_gpu.images] == [image.image_index for image in movie.images]
+    assert error(pixels(on_gpu.images), pixels(movie.images)) < 0.005
+
+
 def test_brightness_does_not_jump_where_the_iterations_begin(scan, movie):
     images, truth = pixels(movie.images), truth_of(scan, [*range(3, 12), *range(16, 40)])
     gain = (images * truth).sum(axis=(1, 2)) / (truth * truth).sum(axis=(1, 2))
