@@ -1,5 +1,10 @@
 """The live reconstruction through its module: start, lag, slices, orientations, bad readouts, ends, final series."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import ismrmrd
 import numpy as np
 import pytest
@@ -220,3 +225,35 @@ def test_readouts_of_a_file_can_wait_and_those_of_a_scan_cannot():
     now[0] = 11.5
     assert not ledger.can_wait(11.0, 101.0)
     assert ledger.behind(11.0, 101.0) == pytest.approx(0.5)
+
+
+IMPORTED = """
+import sys
+from pathlib import Path
+
+import pytest
+
+import rtspiral_live_tvrecon as live
+from spiral_sessions import Client, configure, small_scan
+
+folder = Path(sys.argv[1])
+scan = small_scan(folder, 24, 10, readouts=84, coils=2, waveforms=False)
+client = Client(list(scan.items()))
+configure(pytest.MonkeyPatch(), live.LiveConfig, folder, reconstruction={"calibration_arms": 56})
+live.prepare("", scan.header)
+before = set(sys.modules)
+live.process(client, "", scan.header)
+assert any(image.meta["ReconstructionMethod"] == "live TFD" for image in client.images)
+print("imported by then:", *sorted(set(sys.modules) - before)[:9])
+"""
+
+
+def test_nothing_is_left_to_import_when_the_first_readout_comes(tmp_path):
+    """It took more than a second, while the scan went on: the iterations began that much later on a fresh server."""
+    tests = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, tmp_path], capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent)))},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("imported by then:")
