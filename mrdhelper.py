@@ -336,6 +336,10 @@ class SeriesScale:
         if not self._maximum:
             self._maximum = self._headroom * max(map(largest_magnitude, pixels))
 
+    def widen(self, pixels: NDArray[Any]) -> None:
+        """Take the scale from a later image, from here on, if that is brighter than the first ones."""
+        self._maximum = max(self._maximum, self._headroom * largest_magnitude(pixels))
+
     def __call__(self, pixels: NDArray[Any]) -> NDArray[np.int16]:
         """Scale the magnitude of an image."""
         self.see(pixels)

@@ -10,6 +10,41 @@ AHEAD = 0.25  # readouts that come this much earlier than they were acquired are
 CATCH_UP = 3.0  # after the first readout: time to work off what came in during the set-up [s]
 
 
+class ScanClock:
+    """Time of readouts since the first one, by their time stamps, or by the repetition time where those tell nothing.
+
+    A time stamp of 0 is none. One that is earlier than that of the readout before (midnight, a counter that has run
+    over) does not tell how much later the readout is.
+
+    Parameters
+    ----------
+    tr
+        Repetition time [s]; None: not known.
+    """
+
+    def __init__(self, tr: float | None) -> None:
+        self._tr = tr or 0.0
+        self._last: tuple[float, int] | None = None
+        self._time = 0.0
+
+    def __call__(self, stamp: float, number: int) -> float:
+        """Return the time of a readout since the first one [s]; 0 for all of them where nothing tells it.
+
+        Parameters
+        ----------
+        stamp
+            Its acquisition time stamp [s].
+        number
+            Which imaging readout of the scan it is.
+        """
+        if self._last is not None:
+            before, number_before = self._last
+            told = 0 < before <= stamp
+            self._time += stamp - before if told else self._tr * (number - number_before)
+        self._last = stamp, number
+        return self._time
+
+
 class LatencyLedger:
     """Keeps the latencies of a scan, and says once when the reconstruction falls behind.
 
@@ -27,6 +62,7 @@ class LatencyLedger:
         self._warn = warn
         self._clock = clock
         self._told = False
+        self._of_file = self._settled = False
         self._first_arrival: float | None = None
         self._first_stamp = 0.0
         self._last_sent = 0.0
@@ -59,6 +95,11 @@ class LatencyLedger:
         self.largest_backlog = max(self.largest_backlog, self.received - self.processed)
         if self.processed == 1:
             self._first_stamp = stamp
+        lead = self._lead(arrival, stamp)
+        self._of_file |= lead > CATCH_UP + AHEAD  # for good: that it waits for its reader does not make it a scan
+        if not self._settled and self._since_first(arrival) > CATCH_UP:
+            self._settled = True
+            self._first_stamp += max(lead, 0.0)  # the first readouts of a scan may have waited for the server to start
         behind = self.behind(arrival, stamp)
         if behind > BEHIND and self.elapsed > CATCH_UP and not self._told:
             self._told = True
@@ -93,7 +134,14 @@ class LatencyLedger:
         stamp
             Its acquisition time stamp [s].
         """
-        return stamp - self._first_stamp - (arrival - (self._first_arrival or arrival)) > AHEAD
+        return self._of_file or self._lead(arrival, stamp) > AHEAD
+
+    def _lead(self, arrival: float, stamp: float) -> float:
+        """How much earlier a readout came than it would have during the scan [s]."""
+        return stamp - self._first_stamp - self._since_first(arrival)
+
+    def _since_first(self, arrival: float) -> float:
+        return 0.0 if self._first_arrival is None else arrival - self._first_arrival
 
     def epoch(self, arrival: float) -> float:
         """Time since the epoch [s] of a moment on the ledger's clock [s]."""

@@ -80,11 +80,7 @@ class Readouts:
             It has other coils or another orientation than the first.
         """
         first = self._first
-        if readout.samples.shape != first.samples.shape:
-            raise DataError(
-                f"readout {readout.head.scan_counter} has {readout.samples.shape[0]} coils, "
-                f"the first has {first.samples.shape[0]}: they must be the same throughout"
-            )
+        check_coils(readout, first)
         if readout.orientation != first.orientation:
             raise DataError(
                 f"readout {readout.head.scan_counter} has another orientation than the first of slice {self.slice}: "
@@ -97,6 +93,15 @@ class Readouts:
         self.columns.append(readout.column)
         self.numbers.append(readout.number)
         self.heads.append(readout.head)
+
+
+def check_coils(readout: SpiralReadout, first: SpiralReadout) -> None:
+    """Raise a DataError when a readout has other coils than the first of its slice."""
+    if readout.samples.shape != first.samples.shape:
+        raise DataError(
+            f"readout {readout.head.scan_counter} has {readout.samples.shape[0]} coils, "
+            f"the first has {first.samples.shape[0]}: they must be the same throughout"
+        )
 
 
 def receive(scan: SpiralScan, items: Iterable[Any], fov_oversampling: float, most: int | None = None) -> list[Readouts]:
