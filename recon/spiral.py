@@ -100,6 +100,7 @@ class SpiralScan:
         readouts = self.nominal.readouts if self.nominal is not None else UNKNOWN_READOUTS
         self._counter = trajectory.ArmCounter(readouts, self._report_gap)
         self._gaps = 0
+        self._partition: int | None = None
         self._trajectories: dict[tuple[float, ...], trajectory.Trajectory] = {}
 
     @property
@@ -140,7 +141,7 @@ class SpiralScan:
         UnusableScanError
             No readout is usable.
         ValueError
-            As `mrdhelper.check_geometry`: readouts are told apart by their orientation.
+            As `mrdhelper.check_geometry`: readouts are told apart by their orientation. Or they are those of a stack.
         """
         return OutlierFilter(self.warn).marked(self._received(items))
 
@@ -164,7 +165,18 @@ class SpiralScan:
             if arm is None:
                 continue
             mrdhelper.check_geometry(item)
+            self._check_partition(item)
             yield Imaging(item, arm.number, self.ledger.arrived())
+
+    def _check_partition(self, acquisition: ismrmrd.Acquisition) -> None:
+        partition = acquisition.idx.kspace_encode_step_2
+        if self._partition is None:
+            self._partition = partition
+        elif partition != self._partition:
+            raise ValueError(
+                f"readout {acquisition.scan_counter} is of partition {partition} (kspace_encode_step_2), those before "
+                f"it of {self._partition}: this module makes 2-D images, in which they would mix; simplenufft takes stacks"
+            )
 
     def _of_sequence(self, imaging: Iterable[Imaging]) -> Iterator[SpiralReadout]:
         """Yield readouts whose arms the sequence tells by their numbers."""

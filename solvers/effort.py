@@ -1,13 +1,15 @@
 """How much work there is time for while a scan goes on."""
 
 PATIENCE = 8  # frames that a reconstruction is behind by, at least, before it leaves frames out
+RECOVERY = 5  # frames in time, one after the other, after which one step more is tried
 
 
 class Effort:
     """Iterations, and frames that they change, that there is time for: all while the reconstruction keeps up.
 
-    For each frame's duration that it is behind the scan there is one iteration fewer, down to one; then the window is
-    half as long; then frames are left out, until it has caught up.
+    With each frame by which it falls behind the scan one step more is given up: an iteration, down to one; then half of
+    the window. Only then, and far behind, frames are left out. Steps are kept until it has been in time for a while, as
+    otherwise it would stay as many frames behind as it has to give up steps.
 
     Parameters
     ----------
@@ -19,6 +21,8 @@ class Effort:
 
     def __init__(self, iterations: int, window: int) -> None:
         self._iterations, self._window = iterations, window
+        self._given_up = self._in_time = 0
+        self._behind = 0.0
         self._done: list[int] = [0] * (iterations + 1)  # frames by the number of their iterations
         self._shortened = 0
 
@@ -33,11 +37,18 @@ class Effort:
             From the frame before to this one [s]; 0: not known.
         """
         frames = int(behind / duration) if behind > 0 and duration > 0 else 0
-        count, halvings = max(self._iterations - frames, 1), max(frames - self._iterations + 1, 0)
-        window = max(self._window >> halvings, 1)
-        if frames >= PATIENCE and not self._window >> halvings:
+        if frames and behind >= self._behind:
+            most = self._iterations - 1 + self._window.bit_length()
+            self._given_up = min(max(self._given_up + 1, frames), most)
+        self._behind = behind
+        self._in_time = 0 if frames else self._in_time + 1
+        if self._in_time >= RECOVERY:
+            self._given_up, self._in_time = max(self._given_up - 1, 0), 0
+        count = max(self._iterations - self._given_up, 1)
+        window = self._window >> max(self._given_up - self._iterations + 1, 0)
+        if not window and frames >= PATIENCE:
             count = 0
-        return count, window
+        return count, max(window, 1)
 
     def note(self, count: int, window: int) -> None:
         """Count a frame that had so many iterations on so long a window."""

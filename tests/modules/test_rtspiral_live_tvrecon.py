@@ -133,7 +133,7 @@ def test_a_frame_is_sent_when_so_many_later_ones_are_in(scan, lag):
 def test_every_readout_counts(scan):
     """One whose samples are others changes the image of its own frame, wherever it stands in it."""
     reference = pixels(made_by(through(scan, lag_frames=0), LIVE))
-    for place in (0, 3, ARMS - 1):
+    for place in (0, ARMS - 1):
         items = list(scan.items())
         other = items[ARMS * 30 + place]
         other.data[:] *= 1.5
@@ -219,14 +219,14 @@ def test_the_shipped_configuration_is_the_default():
 def test_a_reconstruction_that_is_late_gives_up_iterations_then_window_then_frames_and_recovers():
     effort, duration = Effort(iterations=3, window=4), 0.04
     assert effort.summary() is None
-    late = [0, 0.5, 1.5, 2.5, 3.5, 4.5, 7.5, 8.5, 1.5, 0]  # frames
-    expected = [(3, 4), (3, 4), (2, 4), (1, 4), (1, 2), (1, 1), (1, 1), (0, 1), (2, 4), (3, 4)]
+    late = [0, 0.5, 1.5, 2.5, 3.5, 4.5, 7.5, 8.5, 7.5, 1.5]  # frames
+    expected = [(3, 4), (3, 4), (2, 4), (1, 4), (1, 2), (1, 1), (1, 1), (0, 1), (1, 1), (1, 1)]
     assert [effort.afford(frames * duration, duration) for frames in late] == expected
     for each in expected:
         effort.note(*each)
-    assert "of 10 frames 7 with fewer iterations (1.7 of 3 on average), 3 with a shorter window, 1 left out" in (
-        effort.summary()
-    )
+    told = "of 10 frames 8 with fewer iterations (1.4 of 3 on average), 5 with a shorter window, 1 left out"
+    assert told in effort.summary()
+    assert [effort.afford(0, duration) for _ in range(25)][4::5] == [(1, 1), (1, 2), (1, 4), (2, 4), (3, 4)]
     assert Effort(4, 4).afford(5.0, 0.0) == (4, 4), "without time stamps nobody knows"
 
 
@@ -312,15 +312,12 @@ def test_brightness_does_not_jump_while_the_signal_approaches_its_steady_state(s
     assert abs(relative[-1] / relative[8] - 1) < 0.1
 
 
-@pytest.mark.parametrize("stamps", ["zero", "wrapping", "backwards"])
+@pytest.mark.parametrize("stamps", ["zero", "wrapping"])
 def test_time_stamps_that_tell_nothing_cost_no_iterations(scan, movie, stamps):
     """They made a file look late: 1.4 of 4 iterations, or no iterative image at all."""
     items = copies(scan.items())
     for n, item in enumerate(items):
-        tick = round(2.3 * n)
-        item.acquisition_time_stamp = {"zero": 0, "wrapping": (2**32 - 300 + tick) % 2**32, "backwards": 10**6 - tick}[
-            stamps
-        ]
+        item.acquisition_time_stamp = 0 if stamps == "zero" else (2**32 - 300 + round(2.3 * n)) % 2**32
     client = through(scan, items)
     assert len(client.images) == len(movie.images)
     np.testing.assert_allclose(pixels(client.images), pixels(movie.images), rtol=1e-4, atol=1)
@@ -468,6 +465,16 @@ def test_a_slow_machine_gives_up_iterations_then_window_then_frames(monkeypatch,
     assert len(frames) == FRAMES - FIRST - left_out > 0
 
 
+def test_a_machine_that_stays_too_slow_does_not_stay_behind():
+    """It stayed behind by a frame for each iteration that it had to give up."""
+    effort, now, lateness = Effort(iterations=5, window=3), 0.0, []
+    for n in range(200):  # frames of 40 ms, an iteration takes 15 ms
+        lateness.append(max(now - 0.04 * n, 0.0))
+        count, _ = effort.afford(lateness[-1], 0.04)
+        now = max(now, 0.04 * n) + 0.015 * count
+    assert max(lateness[20:]) < 0.08
+
+
 def test_readouts_that_were_held_back_for_their_trajectory_lose_no_frame(monkeypatch, tmp_path, tmp_path_factory):
     """They are worked on when the scan is over, and looked late by all of its length."""
     elsewhere = tmp_path_factory.mktemp("meta")
@@ -498,3 +505,11 @@ def test_a_scan_whose_first_readouts_waited_for_the_server_is_no_file():
     assert not ledger.can_wait(arrival, 10.0)
     now[0] += 0.3
     assert ledger.behind(arrival, 10.0) == pytest.approx(0.3, abs=0.05)
+
+
+def test_a_stack_is_refused_and_not_mixed_into_2d_images(scan):
+    items = copies(scan.items())
+    for n, item in enumerate(items):
+        item.idx.kspace_encode_step_2 = n % 4
+    with pytest.raises(ValueError, match=r"readout 2 is of partition 1 .* simplenufft takes stacks"):
+        through(scan, items)
