@@ -175,7 +175,8 @@ class SpiralScan:
         elif partition != self._partition:
             raise ValueError(
                 f"readout {acquisition.scan_counter} is of partition {partition} (kspace_encode_step_2), those before "
-                f"it of {self._partition}: this module makes 2-D images, in which they would mix; simplenufft takes stacks"
+                f"it of {self._partition}: this module makes 2-D images, in which they would mix; simplenufft takes "
+                "stacks"
             )
 
     def _of_sequence(self, imaging: Iterable[Imaging]) -> Iterator[SpiralReadout]:
