@@ -199,6 +199,12 @@ def check_geometry(head: Any) -> None:
         raise ValueError(f"{which}: {field} is ({values}); expected three finite numbers, zeros where it is not known")
 
 
+def repetition_time(metadata: Any) -> float | None:
+    """TR of the MRD header [s]; None when it does not say."""
+    times = getattr(getattr(metadata, "sequenceParameters", None), "TR", None) or [0.0]
+    return 1e-3 * float(times[0]) if 0 < times[0] < math.inf else None
+
+
 # ------------------------------------------------------------------------------------------------- output images
 def update_img_header_from_raw(imgHead: ismrmrd.ImageHeader, rawHead: Any) -> ismrmrd.ImageHeader:
     """Copy what an image inherits from a readout: geometry, counters, time stamps, user fields.

@@ -22,7 +22,7 @@ import mrdhelper
 from connection import Connection
 from recon import configuration, nufft, realtime, spiral, viewsharing
 from recon.configuration import SpiralConfig
-from recon.readouts import Readouts, repetition_time
+from recon.readouts import Readouts
 from solvers import liveslices, livestart, movies
 from solvers.backends import NativeSolver
 from solvers.liveslices import LiveReconstruction
@@ -72,7 +72,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     scan = spiral.SpiralScan(settings, metadata, connection.warn, tell=connection.info)
     if scan.nominal is None:
         connection.warn("images begin when the scan is over: only its readouts tell the trajectory, as they come")
-    tr = repetition_time(metadata)
+    tr = mrdhelper.repetition_time(metadata)
 
     kept: list[Readouts] = []
     readouts = realtime.receive(connection, scan, metadata, options.prewhiten)

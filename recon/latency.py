@@ -7,6 +7,7 @@ import numpy as np
 
 BEHIND = 0.5  # a reconstruction this much behind the scan says so [s]
 AHEAD = 0.25  # readouts that come this much earlier than they were acquired are of a file [s]
+DRIFT = 0.005  # of the scanner's clock, or of a repetition time that is not exact, against the clock here
 CATCH_UP = 3.0  # after the first readout: time to work off what came in during the set-up [s]
 
 
@@ -52,19 +53,25 @@ class LatencyLedger:
     ----------
     warn : callable
         Called once, with a text, when a readout had to wait for longer than `BEHIND` and is late against the scan's own
-        time stamps by as much. (A file that is sent faster than it was acquired makes readouts wait, too, but not
+        time by as much. (A file that is sent faster than it was acquired makes readouts wait, too, but not
         late.)
     clock : callable
         Time in seconds [s].
+
+    Attributes
+    ----------
+    set_up : float
+        How long the first readouts may have waited for the server to start [s].
     """
 
     def __init__(self, warn: Callable[[str], None], clock: Callable[[], float] = time.perf_counter) -> None:
         self._warn = warn
         self._clock = clock
         self._told = False
-        self._of_file = self._settled = False
         self._first_arrival: float | None = None
-        self._first_stamp = 0.0
+        self._lead = 0.0  # how much earlier than during the scan a readout came, at most, after the first one [s]
+        self._of_file = self._complete = False
+        self.set_up = 0.0
         self._last_sent = 0.0
         self.latencies: list[float] = []
         self.received = self.processed = self.largest_backlog = 0
@@ -73,34 +80,39 @@ class LatencyLedger:
         """Time [s] on the ledger's clock."""
         return self._clock()
 
-    def arrived(self) -> float:
-        """Note the arrival of a readout; returns its time [s]. Called by the receiving thread."""
+    def arrived(self, moment: float = 0.0) -> float:
+        """Note the arrival of a readout; returns its time [s]. Called by the receiving thread.
+
+        Parameters
+        ----------
+        moment : float
+            When it was acquired, from the first one on [s], see `ScanClock`.
+        """
         self.received += 1
         now = self._clock()
         if self._first_arrival is None:
             self._first_arrival = now
+        self._lead = max(self._lead, moment - (now - self._first_arrival))
+        self._of_file |= self._lead > self.set_up + AHEAD + DRIFT * moment
         return now
 
-    def begin(self, arrival: float, stamp: float) -> None:
+    def complete(self) -> None:
+        """Note that the last readout has arrived. Called by the receiving thread."""
+        self._complete = True
+
+    def begin(self, arrival: float, moment: float) -> None:
         """Note that the work on a readout begins.
 
         Parameters
         ----------
         arrival : float
             What `arrived` returned for it [s].
-        stamp : float
-            Its acquisition time stamp [s].
+        moment : float
+            When it was acquired, from the first one on [s].
         """
         self.processed += 1
         self.largest_backlog = max(self.largest_backlog, self.received - self.processed)
-        if self.processed == 1:
-            self._first_stamp = stamp
-        lead = self._lead(arrival, stamp)
-        self._of_file |= lead > CATCH_UP + AHEAD  # for good: that it waits for its reader does not make it a scan
-        if not self._settled and self._since_first(arrival) > CATCH_UP:
-            self._settled = True
-            self._first_stamp += max(lead, 0.0)  # the first readouts of a scan may have waited for the server to start
-        behind = self.behind(arrival, stamp)
+        behind = self.behind(arrival, moment)
         if behind > BEHIND and self.elapsed > CATCH_UP and not self._told:
             self._told = True
             self._warn(
@@ -112,36 +124,27 @@ class LatencyLedger:
         """Time since the first readout arrived [s]."""
         return 0.0 if self._first_arrival is None else self._clock() - self._first_arrival
 
-    def behind(self, arrival: float, stamp: float) -> float:
-        """How late the work on a readout is [s]: it waits for so long, and is late against the time stamps by as much.
+    def behind(self, arrival: float, moment: float) -> float:
+        """How late the work on a readout is [s]: it waits for so long, and is late against the scan by as much.
 
         Parameters
         ----------
         arrival
             When it arrived [s].
-        stamp
-            Its acquisition time stamp [s].
+        moment
+            When it was acquired, from the first one on [s].
         """
-        return min(self._clock() - arrival, self.elapsed - (stamp - self._first_stamp))
+        waited = 0.0 if self._of_file else self._lead  # the first one, for the server to start
+        return min(self._clock() - arrival, self.elapsed - moment + waited)
 
-    def can_wait(self, arrival: float, stamp: float) -> bool:
-        """Tell whether a readout came well before it would have during the scan: from a file, for which nobody waits.
+    @property
+    def can_wait(self) -> bool:
+        """Whether nobody waits for images: readouts come from a file, or the scan is over.
 
-        Parameters
-        ----------
-        arrival
-            When it arrived [s].
-        stamp
-            Its acquisition time stamp [s].
+        Those of a file come before they would have during the scan, by more than what has waited for the server to
+        start. That they come more slowly later, because their reader is slow, does not make them a scan's.
         """
-        return self._of_file or self._lead(arrival, stamp) > AHEAD
-
-    def _lead(self, arrival: float, stamp: float) -> float:
-        """How much earlier a readout came than it would have during the scan [s]."""
-        return stamp - self._first_stamp - self._since_first(arrival)
-
-    def _since_first(self, arrival: float) -> float:
-        return 0.0 if self._first_arrival is None else arrival - self._first_arrival
+        return self._of_file or self._complete
 
     def epoch(self, arrival: float) -> float:
         """Time since the epoch [s] of a moment on the ledger's clock [s]."""

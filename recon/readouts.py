@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -159,12 +158,6 @@ def prepare_each(
         others = f"; {len(refused) - 1} more, which the log lists" if len(refused) > 1 else ""
         warn(f"slice {number} is left out: {reason}{others}")
     return prepared
-
-
-def repetition_time(metadata: Any) -> float | None:
-    """TR of the MRD header [s]; None when it does not say."""
-    times = getattr(getattr(metadata, "sequenceParameters", None), "TR", None) or [0.0]
-    return 1e-3 * float(times[0]) if 0 < times[0] < math.inf else None
 
 
 def frame_head(

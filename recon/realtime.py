@@ -72,6 +72,7 @@ def receive(connection: Connection, scan: SpiralScan, metadata: Any, prewhiten: 
     prewhiten
         Setting of that name, see `noise.prewhiten`.
     """
+    scan.ledger.set_up = getattr(connection, "set_up", 0.0)  # which classes that stand for a connection may lack
     messages = noise.prewhiten(connection, metadata, prewhiten, connection.info, connection.warn, connection.dependency)
     return threaded(scan.readouts(messages), WAITING_BYTES, "receiving", weight=lambda each: each.samples.nbytes)
 

@@ -16,11 +16,9 @@ from typing import Any
 
 import numpy as np
 
-import mrdhelper
 from recon import arrays, memory, spiral
 from recon.conditioning import SampleError
 from recon.configuration import ConfigurationError, SpiralReconstruction, parameter
-from recon.latency import ScanClock
 from recon.outliers import BRIGHT, norm_of
 from recon.readouts import DataError, Readouts, check_coils, frame_head
 from recon.realtime import Frame
@@ -103,7 +101,7 @@ def reconstruct(
     with Team(1 if options.gpu_device >= 0 else None) as team, preparing() as background:
         live = Live(scan, options, tr, team, background)
         for readout in readouts:
-            live.begin_readout(readout)
+            scan.ledger.begin(readout.arrival, readout.moment)
             key = (readout.head.idx.slice, readout.head.idx.contrast, readout.head.idx.set)
             here = slices.get(key)
             if here is None or here.orientation != readout.orientation or here.outgrown:
@@ -153,11 +151,9 @@ class Live:
     ) -> None:  # fmt: skip
         self.scan, self.options, self.tr = scan, options, tr
         self.effort = Effort(options.num_iter, options.window_frames)
-        self.time = 0.0  # of the latest readout since the first one [s]; 0 where nothing tells it
         self.empty = 0  # frames without a usable readout
         self.dropped = 0  # view-shared images that were not made
         self.without_images = self.view_shared = 0  # slices that ended before images, before iterations could begin
-        self._clock, self._held = ScanClock(tr), scan.nominal is None
         self.plan_of = functools.lru_cache(maxsize=8)(functools.partial(plan_for, scan, settings=options))
         self._tables_of = functools.lru_cache(maxsize=8)(functools.partial(tables_for, scan, options))
         self._team, self._background = team, background
@@ -168,19 +164,13 @@ class Live:
         shared = min(FOOTPRINT, self.scan.designed.interleaves)
         return -(-shared // self.options.arms_per_frame) * self.options.arms_per_frame
 
-    def begin_readout(self, readout: SpiralReadout) -> None:
-        """Note that the work on a readout begins."""
-        stamp = mrdhelper.ticks_to_seconds(readout.head.acquisition_time_stamp)
-        self.time = self._clock(stamp, readout.number)
-        self.scan.ledger.begin(readout.arrival, self.time)
-
     def can_wait(self, readout: SpiralReadout) -> bool:
-        """Tell whether the latest readout is of a file, was held back, or has no time: then no one waits for it."""
-        return self._held or not self.time or self.scan.ledger.can_wait(readout.arrival, self.time)
+        """Tell whether nobody waits for the image of a readout, or nothing tells how late it is."""
+        return self.scan.ledger.can_wait or not readout.moment
 
     def behind(self, readout: SpiralReadout) -> float:
-        """How late the work on the latest readout is [s]."""
-        return 0.0 if self.can_wait(readout) else self.scan.ledger.behind(readout.arrival, self.time)
+        """How late the work on a readout is [s]."""
+        return 0.0 if self.can_wait(readout) else self.scan.ledger.behind(readout.arrival, readout.moment)
 
     def make_tables(self, fitted: Trajectory) -> Future[ArmTables]:
         """Make the tables of a trajectory in the background; what goes wrong shows when they are used."""
@@ -286,7 +276,7 @@ class LiveSlice:
         if options.final_series:
             self.kept.append(readout)
         if not self._frame:
-            self._begins.append(self._live.time)
+            self._begins.append(readout.moment)
         self._frame.append(readout)
         grid = None
         if self._shared is not None:

@@ -230,17 +230,6 @@ def test_a_reconstruction_that_is_late_gives_up_iterations_then_window_then_fram
     assert Effort(4, 4).afford(5.0, 0.0) == (4, 4), "without time stamps nobody knows"
 
 
-def test_readouts_of_a_file_can_wait_and_those_of_a_scan_cannot():
-    now = [10.0]
-    ledger = LatencyLedger(lambda text: None, clock=lambda: now[0])
-    ledger.begin(ledger.arrived(), 100.0)
-    now[0] = 10.1
-    assert ledger.can_wait(ledger.arrived(), 101.0)
-    now[0] = 11.5
-    assert not ledger.can_wait(11.0, 101.0)
-    assert ledger.behind(11.0, 101.0) == pytest.approx(0.5)
-
-
 IMPORTED = """
 import sys
 import threading
@@ -402,7 +391,7 @@ def test_starts_of_orientations_that_have_passed_are_not_waited_for(scan, monkey
         yield from items
         over.set()
 
-    monkeypatch.setattr(LatencyLedger, "can_wait", lambda *_: False)
+    monkeypatch.setattr(LatencyLedger, "can_wait", False)
     monkeypatch.setattr(livestart, "begin", begin)
     monkeypatch.setattr("solvers.liveslices.Live.shared_arms", ARMS)
     through(scan, watched(), calibration_arms=ARMS)
@@ -446,9 +435,10 @@ def paced(monkeypatch, simulation, folder, seconds=0.0, **options):
     monkeypatch.setattr(LiveWindow, "refine", timed)
     monkeypatch.setattr(liveslices, "preparing", lambda: nullcontext(AtOnce()))
     readouts = scan.readouts(arriving())
-    if scan.nominal is not None:
+    if scan.nominal is not None:  # else they are held back until the scan is over
         readouts = list(readouts)
-        now[0] = 100.0
+        now[0], scan.ledger = 100.0, LatencyLedger(texts.append, lambda: now[0])
+        scan.ledger.arrived()
     frames = liveslices.reconstruct(taken(readouts), scan, settings, tr, [])
     return [frame for frame in frames if frame.method == LIVE], texts
 
@@ -482,29 +472,6 @@ def test_readouts_that_were_held_back_for_their_trajectory_lose_no_frame(monkeyp
     frames, texts = paced(monkeypatch, carrying, tmp_path, 0.004)
     assert len(frames) == 30 - FIRST
     assert not any("too slow" in text for text in texts)
-
-
-def test_a_file_stays_a_file_where_it_has_to_wait_for_the_reconstruction():
-    now = [100.0]
-    ledger = LatencyLedger(lambda text: None, clock=lambda: now[0])
-    for n in range(200):  # 4 s of a scan at once; the rest is let in more slowly than it was acquired
-        ledger.begin(ledger.arrived(), 0.02 * n)
-    for n in range(200, 800):
-        now[0] += 0.04
-        ledger.begin(ledger.arrived(), 0.02 * n)
-    assert ledger.can_wait(ledger.arrived(), 16.0)
-
-
-def test_a_scan_whose_first_readouts_waited_for_the_server_is_no_file():
-    now = [100.0]
-    ledger = LatencyLedger(lambda text: None, clock=lambda: now[0])
-    for n in range(500):  # the server was ready after 2 s of the scan
-        now[0] = max(100.0, 98 + 0.02 * n)
-        ledger.begin(ledger.arrived(), 0.02 * n)
-    arrival = ledger.arrived()
-    assert not ledger.can_wait(arrival, 10.0)
-    now[0] += 0.3
-    assert ledger.behind(arrival, 10.0) == pytest.approx(0.3, abs=0.05)
 
 
 def test_a_stack_is_refused_and_not_mixed_into_2d_images(scan):
