@@ -139,7 +139,7 @@ class LatencyLedger:
 
     @property
     def can_wait(self) -> bool:
-        """Whether nobody waits for images: readouts come from a file, or the scan is over.
+        """True when nobody waits for images: readouts come from a file, or the scan is over.
 
         Those of a file come before they would have during the scan, by more than what has waited for the server to
         start. That they come more slowly later, because their reader is slow, does not make them a scan's.
