@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ismrmrd
 import numpy as np
 
+import coils
 from recon.conditioning import compression
 from recon.readouts import DataError, Readouts, data_scale
 from recon.spiralreadout import SpiralReadout
@@ -106,6 +107,7 @@ def rehearse(gpu_device: int = -1) -> None:
         readouts.append(readout)
     with Team(1) as team:
         tables = ArmTables(coordinates, (size, size), team, gpu_device)
+        coils.inati(tables.plan.image(tables.plan.zeros(2)))  # as view-shared images do
         start = begin(readouts, tables, arms=arms, weight=0.001, window_frames=2, team=team)
         start.arriving.add(0, samples[0])
         start.window.advance(*start.arriving.take())
