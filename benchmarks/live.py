@@ -76,7 +76,7 @@ CASES = (
 )  # fmt: skip
 
 
-def run(case: Case, folder: Path, raw: Path, port: int, gpu_device: int) -> tuple[list[ismrmrd.Image], str]:
+def run(case: Case, folder: Path, raw: Path, port: int, gpu_device: int = -1) -> tuple[list[ismrmrd.Image], str]:
     """Send the scan through a module; returns the images and what the client printed."""
     settings = {"reconstruction": case.settings | {"gpu_device": gpu_device}}
     (folder / case.config.FILE).write_text(toml(settings, metafile_paths=["seq_meta"]))
@@ -188,7 +188,7 @@ def spin() -> None:
         os.getpid()
 
 
-def simulated(frames: int, pixels: int, coil_count: int, interleaves: int) -> Simulation:
+def simulated(frames: int, pixels: int, coil_count: int, interleaves: int = 23) -> Simulation:
     """The scan."""
     scan = Scan(readouts=ARMS * frames, coils=coil_count, noise=0.002, heart_rate=84, waveforms=False)
     return simulate(design_spiral(SpiralDesign(resolution=0.256 / pixels, interleaves=interleaves)), scan)
