@@ -230,6 +230,8 @@ class SpiralScan:
 
     def trajectory_of(self, readout: SpiralReadout) -> trajectory.Trajectory:
         """Trajectory on the raster of the readouts, corrected for the readout's orientation where that is asked for."""
+        if self.response is None and self.trajectory is not None:
+            return self.trajectory
         if readout.orientation not in self._trajectories:
             if len(self._trajectories) >= ORIENTATIONS:
                 self._trajectories.clear()

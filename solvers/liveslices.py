@@ -109,7 +109,7 @@ def reconstruct(
                     yield from here.finish()
                 brighter = here is not None and here.outgrown
                 here = slices[key] = LiveSlice(live, readout, len(slices | {key: here}), brighter)
-                if options.final_series:
+                if options.final_series and live.memory_left >= 0:
                     kept.append(here.kept)
             yield from here.add(readout)
         for here in slices.values():
@@ -157,6 +157,7 @@ class Live:
         self.plan_of = functools.lru_cache(maxsize=8)(functools.partial(plan_for, scan, settings=options))
         self._tables_of = functools.lru_cache(maxsize=8)(functools.partial(tables_for, scan, options))
         self._team, self._background = team, background
+        self.memory_left = memory.usable()  # for the readouts of the final series [bytes]
 
     @property
     def shared_arms(self) -> int:
@@ -171,6 +172,18 @@ class Live:
     def behind(self, readout: SpiralReadout) -> float:
         """How late the work on a readout is [s]."""
         return 0.0 if self.can_wait(readout) else self.scan.ledger.behind(readout.arrival, readout.moment)
+
+    def keep(self, kept: Readouts, readout: SpiralReadout) -> None:
+        """Keep a readout for the final series, while there is memory for it; the client is told when it ends."""
+        size = readout.samples.nbytes
+        self.memory_left -= size
+        if self.memory_left >= 0:
+            kept.append(readout)
+        elif self.memory_left >= -size:
+            self.scan.warn(
+                f"the final series ends with readout {readout.head.scan_counter}: later ones would take more memory "
+                "than there is; live images go on"
+            )
 
     def make_tables(self, fitted: Trajectory) -> Future[ArmTables]:
         """Make the tables of a trajectory in the background; what goes wrong shows when they are used."""
@@ -238,7 +251,9 @@ class LiveSlice:
         self.orientation = first.orientation
         self._live, self._first, self._fitted = live, first, scan.trajectory_of(first)
         plan = live.plan_of(self._fitted)
-        check_memory(plan, first.samples.shape[0], live.shared_arms, arms, slice_count, options.gpu_device)
+        check_memory(
+            plan, first.samples.shape[0], live.shared_arms, arms, slice_count, options.gpu_device, "arms_per_frame"
+        )
         check_window(options, scan.matrix, slice_count)
         self._tables = live.make_tables(self._fitted)
         self._shared: SharedViews | None = SharedViews(plan, first, live.shared_arms, arms, adaptive=True)
@@ -274,7 +289,7 @@ class LiveSlice:
         check_coils(readout, self._first)
         options = self._live.options
         if options.final_series:
-            self.kept.append(readout)
+            self._live.keep(self.kept, readout)
         if not self._frame:
             self._begins.append(readout.moment)
         self._frame.append(readout)

@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import Executor, Future
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import ismrmrd
 import numpy as np
@@ -486,3 +487,37 @@ def test_a_stack_is_refused_and_not_mixed_into_2d_images(scan):
         item.idx.kspace_encode_step_2 = n % 4
     with pytest.raises(ValueError, match=r"readout 2 is of partition 1 .* simplenufft takes stacks"):
         through(scan, items)
+
+
+def test_orientations_share_tables_where_they_share_the_trajectory(monkeypatch, tmp_path):
+    """Without the oversampling of the readout, each new orientation made its own, of the same arms."""
+    halved, made = small_scan(tmp_path, 40, 20, readouts=ARMS * 10, waveforms=False, remove_oversampling=True), []
+    items = copies(halved.items())
+    for n, item in enumerate(items):
+        turned = n // ARMS
+        item.read_dir = np.cos(turned), np.sin(turned), 0
+        item.phase_dir = -np.sin(turned), np.cos(turned), 0
+    make = liveslices.ArmTables
+    monkeypatch.setattr(liveslices, "ArmTables", lambda *args: made.append(1) or make(*args))
+    monkeypatch.setattr(liveslices, "preparing", lambda: nullcontext(AtOnce()))
+    monkeypatch.setattr("solvers.liveslices.Live.shared_arms", ARMS)
+    assert through(halved, items).images
+    assert len(made) == 1
+
+
+def test_a_final_series_beyond_the_memory_ends_early_and_the_live_one_goes_on(scan, monkeypatch):
+    """Its readouts filled the memory, and the live images were lost with the server."""
+    one = next(iter(scan.items())).data.nbytes
+    monkeypatch.setattr(liveslices, "memory", SimpleNamespace(usable=lambda device=-1: ARMS * 30 * one))
+    client = through(scan, final_series=True)
+    final = [image for image in client.images if image.image_series_index == live.FINAL_SERIES]
+    assert len(made_by(client, LIVE)) == FRAMES - FIRST
+    assert 20 <= len(final) <= 31
+    assert sum("the final series ends with readout" in text for text in client.texts) == 1
+
+
+def test_memory_of_view_shared_images_is_refused_in_settings_that_there_are(scan, monkeypatch):
+    monkeypatch.setattr("recon.memory.usable", lambda device=-1: 1 << 20)
+    with pytest.raises(ValueError, match="larger arms_per_frame") as refused:
+        through(scan)
+    assert "window_shift" not in str(refused.value)
