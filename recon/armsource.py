@@ -17,6 +17,7 @@ from recon import trajectory, trajectorysources
 from recon.configuration import project_path
 from recon.mrdencoding import is_imaging
 from recon.readouttrajectory import Unit, carries_trajectory, find_unit, kept_samples, raw_trajectory
+from recon.sequencereadouts import SequenceReadouts
 from recon.spiralreadout import SpiralReadout
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def find_source(
     except trajectory.TrajectoryError as error:
         return ReadoutSource(metadata, tell, f"{error}")
     tell(found.told)
-    return SequenceSource(found.trajectory, warn, first_arm)
+    return SequenceSource(found.trajectory, warn, tell, first_arm)
 
 
 class SequenceSource:
@@ -82,14 +83,21 @@ class SequenceSource:
     ----------
     nominal
         The sequence's trajectory.
-    warn
-        Called with a text for the client about readouts that are missing.
+    warn, tell
+        Called with a text for the client about readouts that are missing or do not fit; about their segments.
     first_arm
         Imaging readouts of the scan that came before the first one.
     """
 
-    def __init__(self, nominal: trajectory.Trajectory, warn: Callable[[str], None], first_arm: int = 0) -> None:
+    def __init__(
+        self,
+        nominal: trajectory.Trajectory,
+        warn: Callable[[str], None],
+        tell: Callable[[str], None],
+        first_arm: int = 0,
+    ) -> None:
         self._nominal = nominal
+        self._readouts = SequenceReadouts(nominal, warn, tell)
         self._fitted: trajectory.Trajectory | None = None
         self._first_arm = first_arm
         self._counter = trajectory.ArmCounter(
@@ -107,16 +115,15 @@ class SequenceSource:
         arm = self._counter.place(acquisition)
         if arm is None:
             return None
-        number = arm.number + self._first_arm
-        column = self._nominal.arm_of(number)
-        if column < 0:
-            return None  # counted, but none of the image's
-        self._fitted = self._fitted or self._nominal.fitted_to(acquisition)
+        played = self._readouts.take(acquisition, arm.number + self._first_arm)
+        if played is None:
+            return None
+        self._fitted = self._fitted or self._nominal.fitted_to(played.acquisition)
         return ArmReadout(
-            samples=self._fitted.samples(acquisition),
-            column=column,
-            number=number,
-            head=acquisition.getHead(),
+            samples=self._fitted.samples(played.acquisition),
+            column=played.arm,
+            number=played.number,
+            head=played.acquisition.getHead(),
             arrival=math.nan,
         )
 

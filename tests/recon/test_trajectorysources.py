@@ -8,6 +8,7 @@ import simplenufft1arm
 from pulseq_files import carrying, header_of, spiral_sequence, write
 from recon import readouts as kept_readouts
 from recon import spiral, trajectorysources
+from recon.readoutorder import ReadoutOrder
 from recon.trajectory import TrajectoryError, write_metafile
 from simplenufft1arm import ViewSharingConfig, ViewSharingReconstruction
 from simulation.spiraldesign import SpiralDesign, design_spiral
@@ -123,7 +124,8 @@ def test_all_sources_give_the_same_images(sequence, simulation, tmp_path):
 
 def test_readouts_that_are_none_of_the_images_are_counted_and_left_out(sequence, simulation, tmp_path):
     nominal = simulation.trajectory
-    order = np.concatenate(([-1], np.arange(ARMS)))
+    arms = np.concatenate(([-1], np.arange(ARMS)))
+    order = ReadoutOrder(arms, np.full(ARMS + 1, nominal.readout_length), np.zeros(ARMS + 1, bool))
     scan = spiral.SpiralScan(ViewSharingConfig(metafile_paths=(sequence[0].parent,)), simulation.header)
     scan.nominal = dataclasses.replace(nominal, order=order)
     assert [each.column for each in scan.readouts(simulation.items())] == [*range(ARMS)] * 2 + [*range(5)]
