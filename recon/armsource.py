@@ -22,6 +22,8 @@ from recon.spiralreadout import SpiralReadout
 
 logger = logging.getLogger(__name__)
 
+CENTRE = 0.04  # of the largest |k| of an arm: so near the centre it goes through it
+
 
 @dataclass(frozen=True, eq=False)
 class ArmReadout(SpiralReadout):
@@ -31,9 +33,12 @@ class ArmReadout(SpiralReadout):
     ----------
     acquisition
         The readout as it came.
+    passes_centre
+        Whether its arm goes through the centre of k-space.
     """
 
     acquisition: ismrmrd.Acquisition | None = None
+    passes_centre: bool = True
 
 
 class ArmSource(Protocol):
@@ -45,7 +50,7 @@ class ArmSource(Protocol):
     def arms(
         self, readouts: Sequence[ArmReadout], encoding: Any
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """K-space [readout, sample, (kx, ky)] [1/m] of some readouts, and weights [readout, sample] if it has some."""
+        """K-space [readout, sample, (kx, ky)] [1/m] of one slab's readouts, and weights [readout, sample] if any."""
 
 
 def find_source(
@@ -99,6 +104,7 @@ class SequenceSource:
         self._nominal = nominal
         self._readouts = SequenceReadouts(nominal, warn, tell)
         self._fitted: trajectory.Trajectory | None = None
+        self._passes_centre = np.empty(0, bool)  # of each arm
         self._first_arm = first_arm
         self._counter = trajectory.ArmCounter(
             nominal.readouts, lambda gap: warn(f"{gap.missing} readouts are missing after scan counter {gap.after}")
@@ -118,13 +124,16 @@ class SequenceSource:
         played = self._readouts.take(acquisition, arm.number + self._first_arm)
         if played is None:
             return None
-        self._fitted = self._fitted or self._nominal.fitted_to(played.acquisition)
+        if self._fitted is None:
+            self._fitted = self._nominal.fitted_to(played.acquisition)
+            self._passes_centre = passes_centre(self._fitted.k)
         return ArmReadout(
             samples=self._fitted.samples(played.acquisition),
             column=played.arm,
             number=played.number,
             head=played.acquisition.getHead(),
             arrival=math.nan,
+            passes_centre=bool(self._passes_centre[played.arm]),
         )
 
     def arms(self, readouts: Sequence[ArmReadout], encoding: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -172,13 +181,15 @@ class ReadoutSource:
                 f"none of two dimensions (traj is {shape}, expected ({acquisition.number_of_samples}, 2))"
             )
         self._count += 1
+        kept = kept_samples(acquisition)
         return ArmReadout(
-            samples=acquisition.data[:, kept_samples(acquisition)],
+            samples=acquisition.data[:, kept],
             column=0,
             number=self._count - 1,
             head=acquisition.getHead(),
             arrival=math.nan,
             acquisition=acquisition,
+            passes_centre=bool(passes_centre(acquisition.traj[kept, :2])),
         )
 
     def arms(self, readouts: Sequence[ArmReadout], encoding: Any) -> tuple[NDArray[np.float64], None]:
@@ -195,3 +206,9 @@ class ReadoutSource:
             self._units[number] = find_unit(k, encoding)
             self._tell(self._units[number].description)
         return k * self._units[number].factors, None
+
+
+def passes_centre(k: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Tell which arms [..., sample, (kx, ky)] go through the centre of k-space, in whatever unit."""
+    radius = np.linalg.norm(k, axis=-1)
+    return radius.min(axis=-1) <= CENTRE * radius.max(axis=-1)
