@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recon import trajectory, trajectorysources
 from recon.configuration import project_path
-from recon.mrdencoding import is_imaging
+from recon.mrdencoding import CARTESIAN, any_encoding, is_imaging, trajectory_of
 from recon.readouttrajectory import Unit, carries_trajectory, find_unit, kept_samples, raw_trajectory
 from recon.sequencereadouts import SequenceReadouts
 from recon.spiralreadout import SpiralReadout
@@ -169,6 +169,8 @@ class ReadoutSource:
         ------
         TrajectoryError
             It carries no trajectory.
+        ValueError
+            There is no MRD header, or no such encoding.
         ReadoutTrajectoryError
             All of its samples are to be discarded.
         """
@@ -176,9 +178,12 @@ class ReadoutSource:
             return None
         if not carries_trajectory(acquisition):
             shape = acquisition.traj.shape
+            encoding = any_encoding(self._metadata, acquisition.encoding_space_ref)
+            cartesian = "; the header says that it is Cartesian: cartesian_recon and simplefft reconstruct such scans"
             raise trajectory.TrajectoryError(
                 f"this scan has no trajectory: {self._else_missing}; and readout {acquisition.scan_counter} carries "
                 f"none of two dimensions (traj is {shape}, expected ({acquisition.number_of_samples}, 2))"
+                f"{cartesian if trajectory_of(encoding) == CARTESIAN else ''}"
             )
         self._count += 1
         kept = kept_samples(acquisition)

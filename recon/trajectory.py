@@ -219,7 +219,7 @@ def signature_of(header: Any) -> str:
     if not value:
         raise TrajectoryError(
             f'the MRD header has no userParameterString "{SIGNATURE_PARAMETER}" with the signature of the sequence: '
-            "spiral reconstructions need it to find the metafile"
+            "by it the metafile or Pulseq file is found"
         )
     signature = value[:SIGNATURE_LENGTH]
     if not re.fullmatch(r"[0-9A-Za-z]+", signature):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import simplenufft
-from recon import density, memory, noncartesian
+from pulseq_files import header_of, spiral_sequence, write
+from recon import density, memory, noncartesian, pulseq, trajectorysources
 from recon.outliers import UnusableScanError
 from recon.readouttrajectory import ReadoutTrajectoryError
 from recon.trajectory import TrajectoryError, write_metafile
@@ -228,6 +229,15 @@ def test_metafile_or_readouts_make_little_difference(run, tmp_path):
     assert relative_error(image.data[0, 0], carried.data[0, 0].astype(float)) < 0.05
 
 
+def test_sequence_is_read_before_the_first_readout(run, monkeypatch, tmp_path):
+    """The first reading of a long one takes seconds."""
+    _, signature = write(spiral_sequence(8, FOV=[0.24, 0.24, 0.005]), tmp_path / "any.seq")
+    configure(monkeypatch, NufftConfig, tmp_path)
+    simplenufft.prepare("simplenufft", header_of(signature))
+    monkeypatch.setattr(pulseq, "read_readouts", lambda *_: pytest.fail("it is read again"))
+    assert "any.seq" in trajectorysources.find(header_of(signature), [tmp_path]).told
+
+
 # ---- sorting -------------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +363,11 @@ def test_scan_without_any_trajectory_is_refused(run):
     simulation = make(carried="")
     with pytest.raises(TrajectoryError, match=r"this scan has no trajectory: no metafile .*carries none.*traj is"):
         run(simulation)
+
+
+def test_cartesian_scan_without_a_trajectory_is_told_where_to_go(run):
+    with pytest.raises(TrajectoryError, match="cartesian_recon and simplefft reconstruct such scans"):
+        run(make(carried="", kind="cartesian"))
 
 
 def test_trajectory_of_unknown_unit_is_refused(run):

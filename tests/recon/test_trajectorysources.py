@@ -109,6 +109,13 @@ def test_when_none_fits_the_message_lists_what_was_looked_for_where(simulation, 
         assert text in str(raised.value)
 
 
+def test_a_sequence_that_cannot_be_opened_is_told(simulation, tmp_path):
+    file = tmp_path / simulation.trajectory.file.with_suffix(".seq").name
+    file.mkdir()  # stands for one without permission: tests may run as root
+    with pytest.raises(TrajectoryError, match=rf"cannot read {file}: Is a directory"):
+        list(frames(simulation, tmp_path))
+
+
 def test_all_sources_give_the_same_images(sequence, simulation, tmp_path):
     write_metafile(simulation.trajectory, tmp_path / simulation.trajectory.file.name)
     by_metafile = list(frames(simulation, tmp_path))
