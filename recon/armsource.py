@@ -209,7 +209,7 @@ class ReadoutSource:
         number = readouts[0].head.encoding_space_ref
         if number not in self._units:
             self._units[number] = find_unit(k, encoding)
-            self._tell(self._units[number].description)
+            self._tell(f"{self._units[number].description}; there is no other source: {self._else_missing}")
         return k * self._units[number].factors, None
 
 

@@ -175,13 +175,15 @@ def load(cache: Path, digest: str) -> ImageReadouts | None:
 
 
 def _checked(arrays: dict[str, Any]) -> ImageReadouts:
-    kinds = {"k": "f", "weights": "f", "order": "i", "samples": "i", "first_run_only": "b"}
+    kinds = {"k": "f", "weights": "f", "order": "i", "samples": "i", "first_run_only": "b", "kz": "f"}
     shared = {name: arrays[name] for name in kinds}
-    k, weights, order, samples, first_run_only = shared.values()
+    k, weights, order, samples, first_run_only, kz = shared.values()
     if k.ndim != 3 or k.shape[2] != 2 or 0 in k.shape or weights.shape != k.shape[:2] or order.ndim != 1:
         raise ValueError(f"shapes k {k.shape}, weights {weights.shape}, order {order.shape}")
-    if not order.shape == samples.shape == first_run_only.shape:
-        raise ValueError(f"shapes order {order.shape}, samples {samples.shape}, once {first_run_only.shape}")
+    if not order.shape == samples.shape == first_run_only.shape == kz.shape:
+        raise ValueError(
+            f"shapes order {order.shape}, samples {samples.shape}, once {first_run_only.shape}, kz {kz.shape}"
+        )
     for name, array in shared.items():
         if array.dtype.kind != kinds[name] or not np.isfinite(array).all():
             raise ValueError(f"{name} has {array.dtype}, or is not finite")
@@ -235,7 +237,7 @@ def trajectory_from(file: Path, readouts: ImageReadouts, asked_fov: float = 0.0)
         fov=fov,
         resolution=resolution,
         interleaves=len(readouts.k),
-        order=ReadoutOrder(readouts.order, readouts.samples, readouts.first_run_only),
+        order=ReadoutOrder(readouts.order, readouts.samples, readouts.first_run_only, readouts.kz),
     )
     told = (
         f"Pulseq sequence {file.name}: {len(readouts.order)} readouts of {len(readouts.k)} different arms, field of "

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from recon import density
 from recon.sequenceextent import defined_field_of_view, defined_resolution, supported_field_of_view
 
-RESULT_VERSION = b"2"  # of `ImageReadouts` and how they are made: results of another one are made anew
+RESULT_VERSION = b"3"  # of `ImageReadouts` and how they are made: results of another one are made anew
 MEMORY_LIMIT = 4 << 30  # bytes, of the program
 MAX_SAMPLES = 1 << 24  # of all different readouts
 SAME = 1e-4  # of the largest |k|: readouts that differ by less are one
@@ -83,6 +83,8 @@ class ImageReadouts:
         Number of samples of each of them.
     first_run_only
         True for each of them that is played in the first run of the sequence only: label ONCE = 1.
+    kz
+        Of each of them [1/m].
     dwell
         Time from sample to sample [s].
     weights
@@ -100,6 +102,7 @@ class ImageReadouts:
     order: NDArray[np.int64]
     samples: NDArray[np.int64]
     first_run_only: NDArray[np.bool_]
+    kz: NDArray[np.float64]
     dwell: float
     weights: NDArray[np.float64]
     defined_fov: float
@@ -380,6 +383,7 @@ def image_readouts(text: str) -> ImageReadouts:
         raise SequenceError(f"kz changes by up to {change:.4g} 1/m during a readout: no two-dimensional trajectory")
     distinct, arm_of = merged(k[..., :2], SAME * largest)
     arms = dict(zip(used, arm_of, strict=True)) | {-1: -1}
+    kz = dict(zip(used, k[:, 0, 2], strict=True)) | {-1: 0.0}
     remarks = []
     if others := of_image.count(-1):
         remarks.append(f"{others} of {len(played)} readouts are none of the image's: no excitation, or other length")
@@ -392,6 +396,7 @@ def image_readouts(text: str) -> ImageReadouts:
         order=np.array([arms[each] for each in of_image], np.int64),
         samples=np.array([each.samples for each in played], np.int64),
         first_run_only=np.array([each.once == 1 for each in played]),
+        kz=np.array([kz[each] for each in of_image]),
         dwell=dwell,
         weights=weights,
         defined_fov=defined,

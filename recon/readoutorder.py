@@ -34,6 +34,8 @@ class ReadoutOrder:
         Samples of each readout [readout].
     first_run_only
         True for a readout that only the first run has: label ONCE = 1 [readout].
+    kz
+        Of each readout [1/m] [readout].
     segment
         Samples of each of the equal segments in which a scanner sends readouts that are longer; 0: it sends them whole.
     """
@@ -41,6 +43,7 @@ class ReadoutOrder:
     arms: NDArray[np.int64]
     samples: NDArray[np.int64]
     first_run_only: NDArray[np.bool_]
+    kz: NDArray[np.float64]
     segment: int = 0
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ import ismrmrd
 import numpy as np
 
 from recon.readoutorder import Piece, ReadoutOrder
+from recon.readouttrajectory import FLAT, add_plane
 from recon.trajectory import Trajectory, TrajectoryError
 
 DWELL_TOLERANCE = 0.01  # relative difference of a dwell time that is told
@@ -45,6 +46,8 @@ class SequenceReadouts:
         self._parts: list[ismrmrd.Acquisition] = []  # segments of the readout `_joined`
         self._joined = -1
         self._told = False
+        self._flat = FLAT * float(np.linalg.norm(nominal.k, axis=-1).max())  # [1/m]
+        self._planes: dict[tuple[int, ...], dict[int, float]] = {}  # of each image
 
     def take(self, acquisition: ismrmrd.Acquisition, number: int) -> PlayedReadout | None:
         """Take the next imaging acquisition of the scan.
@@ -64,6 +67,8 @@ class SequenceReadouts:
         ------
         TrajectoryError
             It has another length than what the sequence plays at this place.
+        ReadoutTrajectoryError
+            kz of the sequence does not follow the partitions that the scan counts.
         """
         order = self._order
         if order is None:
@@ -79,6 +84,7 @@ class SequenceReadouts:
         if arm < 0:
             return None
         self._check_dwell(acquisition)
+        self._check_kz(acquisition, float(order.kz[piece.place]))
         whole = acquisition if piece.pieces == 1 else self._joined_with(acquisition, piece)
         return None if whole is None else PlayedReadout(whole, piece.readout, arm)
 
@@ -135,6 +141,12 @@ class SequenceReadouts:
                 f"readouts have a dwell time of {dwell:g} us, {self._nominal.file.name} gives {expected:g} us: if the "
                 "former is right, the trajectory is wrong"
             )
+
+    def _check_kz(self, acquisition: ismrmrd.Acquisition, kz: float) -> None:
+        """Check that kz follows the partitions of the readout's image: else they would be added up, or mirrored."""
+        idx = acquisition.idx
+        image = (acquisition.encoding_space_ref, idx.slice, idx.contrast, idx.set)
+        add_plane(self._planes.setdefault(image, {}), idx.kspace_encode_step_2, kz, self._flat)
 
     def _joined_with(self, acquisition: ismrmrd.Acquisition, piece: Piece) -> ismrmrd.Acquisition | None:
         """Return the whole readout with its last segment."""

@@ -229,6 +229,16 @@ def test_metafile_or_readouts_make_little_difference(run, tmp_path):
     assert relative_error(image.data[0, 0], carried.data[0, 0].astype(float)) < 0.05
 
 
+def test_why_the_metafile_is_not_taken_is_told(run, tmp_path):
+    simulation = make()
+    file = tmp_path / simulation.trajectory.file.name
+    file.write_bytes(b"damaged")
+    simulation.header.userParameters = header_of(file.stem).userParameters
+    client = run(simulation)
+    assert len(client.images) == 1
+    assert any(f"no other source: metafile: {file}" in text for text in client.texts)
+
+
 def test_sequence_is_read_before_the_first_readout(run, monkeypatch, tmp_path):
     """The first reading of a long one takes seconds."""
     _, signature = write(spiral_sequence(8, FOV=[0.24, 0.24, 0.005]), tmp_path / "any.seq")

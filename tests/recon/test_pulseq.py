@@ -287,6 +287,7 @@ def test_the_reader_s_process_gives_what_its_function_gives(example, tmp_path, n
         "order",
         "samples",
         "first_run_only",
+        "kz",
         "weights",
         "dwell",
         "defined_fov",

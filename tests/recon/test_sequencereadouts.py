@@ -13,6 +13,7 @@ from recon import noncartesian, trajectorysources
 from recon.pulseq import trajectory_from
 from recon.pulseqreadouts import SequenceError, image_readouts
 from recon.readoutorder import ReadoutOrder
+from recon.readouttrajectory import ReadoutTrajectoryError
 from recon.sequencereadouts import SequenceReadouts
 from recon.trajectory import TrajectoryError
 from simulation.spiralsimulation import Scan, simulate
@@ -187,9 +188,48 @@ def test_another_dwell_time_is_told_the_client(nominal):
 
 
 def test_order_of_segments_and_runs():
-    order = ReadoutOrder(np.array([-1, 0, 1]), np.array([40, 300, 300]), np.array([True, False, False]), segment=100)
+    once = np.array([True, False, False])
+    order = ReadoutOrder(np.array([-1, 0, 1]), np.array([40, 300, 300]), once, np.zeros(3), segment=100)
     pieces = [order.piece(number) for number in range(14)]
     assert [piece.place for piece in pieces] == [0, 1, 1, 1, 2, 2, 2, 1, 1, 1, 2, 2, 2, 1]
     assert [piece.readout for piece in pieces] == [0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5]
     assert [piece.number for piece in pieces] == [0, *[0, 1, 2] * 4, 0]
     assert [piece.pieces for piece in pieces] == [1, *[3] * 13]
+
+
+# ---- stacks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("partition", "fault"),
+    [
+        (lambda number: number // 4, None),
+        (lambda number: 0, "kspace_encode_step_2 = 0 have kz -50 and 0"),
+        (lambda number: 2 - number // 4, "changes by -50 to -50"),
+    ],
+    ids=["right", "not counted", "backwards"],
+)
+def test_partitions_of_the_scan_are_those_of_the_sequence(tmp_path, partition, fault):
+    """Else partitions are added up, or mirrored."""
+    sequence = pypulseq.Sequence(SYSTEM)
+    for kz in (-50, 0, 50):
+        for turn in range(4):
+            sequence.add_block(excitation())
+            sequence.add_block(pypulseq.make_trapezoid("z", area=kz, duration=1e-3, system=SYSTEM))
+            sequence.add_block(*gradients(spiral_arm() * 1j**turn), adc())
+    sequence.set_definition("FOV", [0.24, 0.24, 0.06])
+    nominal = trajectory_from(Path("a.seq"), image_readouts(text_of(sequence, tmp_path)))[0]
+    assert nominal.arms == 4
+    readouts = SequenceReadouts(nominal, pytest.fail, pytest.fail)
+
+    def take():
+        for number in range(12):
+            item = ismrmrd.Acquisition.from_array(np.ones((1, 300), np.complex64), sample_time_us=4)
+            item.idx.kspace_encode_step_2 = partition(number)
+            yield readouts.take(item, number)
+
+    if fault is None:
+        assert [each.arm for each in take()] == [0, 1, 2, 3] * 3
+    else:
+        with pytest.raises(ReadoutTrajectoryError, match=fault):
+            list(take())

@@ -132,7 +132,7 @@ def test_all_sources_give_the_same_images(sequence, simulation, tmp_path):
 def test_readouts_that_are_none_of_the_images_are_counted_and_left_out(sequence, simulation, tmp_path):
     nominal = simulation.trajectory
     arms = np.concatenate(([-1], np.arange(ARMS)))
-    order = ReadoutOrder(arms, np.full(ARMS + 1, nominal.readout_length), np.zeros(ARMS + 1, bool))
+    order = ReadoutOrder(arms, np.full(ARMS + 1, nominal.readout_length), np.zeros(ARMS + 1, bool), np.zeros(ARMS + 1))
     scan = spiral.SpiralScan(ViewSharingConfig(metafile_paths=(sequence[0].parent,)), simulation.header)
     scan.nominal = dataclasses.replace(nominal, order=order)
     assert [each.column for each in scan.readouts(simulation.items())] == [*range(ARMS)] * 2 + [*range(5)]
