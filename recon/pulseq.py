@@ -189,10 +189,13 @@ def _checked(arrays: dict[str, Any]) -> ImageReadouts:
             raise ValueError(f"{name} has {array.dtype}, or is not finite")
     if weights.min() < 0 or not -1 <= order.min() <= order.max() < len(k) or order.max() < 0 or samples.min() < 1:
         raise ValueError("weights, order or samples out of range")
-    numbers = {name: float(arrays[name]) for name in ("dwell", "defined_fov", "defined_resolution", "supported_fov")}
+    others: dict[str, Any] = {
+        name: float(arrays[name]) for name in ("dwell", "defined_fov", "defined_resolution", "supported_fov")
+    }
     for array in shared.values():  # by sessions
         array.flags.writeable = False
-    return ImageReadouts(**shared, remarks=tuple(str(each) for each in arrays["remarks"]), **numbers)
+    others["remarks"] = tuple(str(each) for each in arrays["remarks"])
+    return ImageReadouts(**shared, **others)
 
 
 # --- Trajectory -----------------------------------------------------------------------------------------------------
