@@ -16,6 +16,7 @@ from recon.configuration import SpiralConfig, project_path
 from recon.latency import LatencyLedger, ScanClock
 from recon.outliers import OutlierFilter
 from recon.ownarms import OwnArms
+from recon.sequencereadouts import PlayedReadout, SequenceReadouts
 from recon.spiralreadout import SpiralReadout
 
 logger = logging.getLogger(__name__)
@@ -28,14 +29,12 @@ UNKNOWN_READOUTS = 1 << 20  # of one run of a sequence, where only the readouts 
 
 
 class Imaging(NamedTuple):
-    """An imaging readout as it came.
+    """An imaging readout.
 
-    With its number in the scan, its arrival on the clock of the scan's ledger [s], and when it was acquired, from the
-    first one on [s].
+    With its arrival on the clock of the scan's ledger [s], and when it was acquired, from the first one on [s].
     """
 
-    acquisition: ismrmrd.Acquisition
-    number: int
+    played: PlayedReadout
     arrival: float
     moment: float
 
@@ -158,6 +157,7 @@ class SpiralScan:
             self.warn(f"{self._counter.missing} readouts were missing in all")
 
     def _imaging(self, items: Iterable[Any]) -> Iterator[Imaging]:
+        sequence = SequenceReadouts(self.nominal, self.warn, self.tell) if self.nominal is not None else None
         for item in items:
             if isinstance(item, ismrmrd.Waveform):
                 if self._keep_waveforms:
@@ -172,9 +172,12 @@ class SpiralScan:
                 continue
             mrdhelper.check_geometry(item)
             self._check_partition(item)
+            played = PlayedReadout(item, arm.number, 0) if sequence is None else sequence.take(item, arm.number)
+            if played is None:
+                continue
             stamp = mrdhelper.ticks_to_seconds(item.acquisition_time_stamp)
-            moment = self._clock(stamp, arm.number)
-            yield Imaging(item, arm.number, self.ledger.arrived(moment), moment)
+            moment = self._clock(stamp, played.number)
+            yield Imaging(played, self.ledger.arrived(moment), moment)
         self.ledger.complete()
 
     def _check_partition(self, acquisition: ismrmrd.Acquisition) -> None:
@@ -190,21 +193,18 @@ class SpiralScan:
 
     def _of_sequence(self, imaging: Iterable[Imaging]) -> Iterator[SpiralReadout]:
         """Yield readouts whose arms the sequence tells by their numbers."""
-        for item, number, arrival, moment in imaging:
-            column = self.designed.arm_of(number)
-            if column < 0:
-                continue  # counted, but none of the image's
+        for (item, number, arm), arrival, moment in imaging:
             if self.trajectory is None:
                 self.trajectory = self.designed.fitted_to(item)
             samples = self.trajectory.samples(item)
-            yield SpiralReadout(samples, column, number, item.getHead(), arrival, moment=moment)
+            yield SpiralReadout(samples, arm, number, item.getHead(), arrival, moment=moment)
 
     def _of_own_trajectories(self, imaging: Iterator[Imaging]) -> Iterator[SpiralReadout]:
         """Yield readouts that carry their trajectories."""
         held = deque(itertools.islice(self._carriers(imaging), self._hold))
         if not held:
             return
-        own = self._own = OwnArms([each.acquisition for each in held], self._header, self._tell_own)
+        own = self._own = OwnArms([each.played.acquisition for each in held], self._header, self._tell_own)
         self.nominal = self.trajectory = own.trajectory
         while held:  # each is free when it is taken
             yield self._own_readout(own, held.popleft())
@@ -213,9 +213,9 @@ class SpiralScan:
 
     def _carriers(self, imaging: Iterable[Imaging]) -> Iterator[Imaging]:
         for each in imaging:
-            if self._own is None and not readouttrajectory.carries_trajectory(each.acquisition):
+            if self._own is None and not readouttrajectory.carries_trajectory(each.played.acquisition):
                 raise trajectory.TrajectoryError(
-                    f"{self._not_found}; readout {each.acquisition.scan_counter} carries no trajectory itself"
+                    f"{self._not_found}; readout {each.played.acquisition.scan_counter} carries no trajectory itself"
                 )
             yield each
 
@@ -223,7 +223,7 @@ class SpiralScan:
         self.tell(f"{text}; there is no other source: {self._not_found}")
 
     def _own_readout(self, own: OwnArms, imaging: Imaging) -> SpiralReadout:
-        item, number, arrival, moment = imaging
+        (item, number, _), arrival, moment = imaging
         column, k = own.place(item)
         samples = item.data[:, readouttrajectory.kept_samples(item)]
         return SpiralReadout(samples, column, number, item.getHead(), arrival, k=k, moment=moment)
