@@ -94,6 +94,8 @@ class Connection:
         Is called with every readout, waveform and image received, until the first image has been sent.
     watcher : Watcher or None
         Is called with every message received and sent.
+    set_up : float
+        How long the module's ``prepare`` took [s]: what the peer sent meanwhile has waited.
     is_exhausted : bool
         Whether the peer's messages have ended, by CLOSE or by a break.
     savedata : bool
@@ -118,6 +120,7 @@ class Connection:
         self._send_lock = threading.Lock()
         self._next_identifier: int | None = None
         self._unreadable = False
+        self.set_up = 0.0
         self._warned = False
         self._ended_by: str | None = None
         self.is_exhausted = False

@@ -113,7 +113,7 @@ def reconstruct(
     slices: dict[int, SharedViews] = {}
     dropped = 0
     for readout in readouts:
-        scan.ledger.begin(readout.arrival, mrdhelper.ticks_to_seconds(readout.head.acquisition_time_stamp))
+        scan.ledger.begin(readout.arrival, readout.moment)
         number = readout.head.idx.slice
         here = slices.get(number)
         if here is None or here.orientation != readout.orientation:

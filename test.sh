@@ -32,4 +32,5 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+# Each file in one process, as its tests share what is slow to make.
+.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

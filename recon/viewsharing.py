@@ -98,16 +98,20 @@ class SharedViews:
 
 
 def check_memory(
-    plan: nufft.ArmPlan, coil_count: int, length: int, shift: int, slice_count: int, gpu_device: int = -1
-) -> None:
-    """Raise a ValueError when the windows of all slices would take more memory than one reconstruction may take."""
+    plan: nufft.ArmPlan, coil_count: int, length: int, shift: int, slice_count: int, gpu_device: int = -1,
+    setting: str = "window_shift",
+) -> None:  # fmt: skip
+    """Raise a ValueError when the windows of all slices would take more memory than one reconstruction may take.
+
+    It names the setting that tells the shift from frame to frame.
+    """
     needed = slice_count * SlidingWindow.grids(length, shift) * math.prod(plan.grid_shape) * coil_count * 8
     limit = memory.usable(gpu_device)
     if needed > limit:
         raise ValueError(
-            f"arms_per_frame = {length} with window_shift = {shift}, {coil_count} coils, {slice_count} slices and a "
+            f"frames of {length} arms with {setting} = {shift}, {coil_count} coils, {slice_count} slices and a "
             f"grid of {plan.grid_shape} would take {needed >> 20} MiB, more than {limit >> 20} MiB: choose a larger "
-            "window_shift, or a smaller fov_oversampling"
+            f"{setting}, or a smaller fov_oversampling"
         )
 
 

@@ -258,7 +258,9 @@ class Session:
         connection.dependency = DependencyLookup(self._options.dependencies, metadata, self._tell_missing)
         if self._options.fallback_memory:
             connection.keeper = fallback.Kept(self._options.fallback_memory)
+        begun = time.monotonic()
         self._prepare(config.content, metadata)
+        connection.set_up = time.monotonic() - begun
         parameters = self._receive_parameters(config)
         name = _requested_module(config.content, parameters)
         self.summary.config = name[:LONGEST_WORD]

@@ -6,10 +6,13 @@ import logging
 import time
 from dataclasses import dataclass
 
+import ismrmrd
 import numpy as np
 
+import coils
 from recon.conditioning import compression
 from recon.readouts import DataError, Readouts, data_scale
+from recon.spiralreadout import SpiralReadout
 from solvers import calibration
 from solvers.arrivingframe import ArmTables, ArrivingFrame
 from solvers.live import LiveWindow
@@ -85,3 +88,27 @@ def begin(
         window = LiveWindow(maps, kernel, adjoint, tables.sampled, weight=weight, frames=window_frames, team=team)
     logger.info("Live reconstruction prepared in %.2f s", time.perf_counter() - begun)
     return LiveStart(arriving, window, scale)
+
+
+def rehearse(gpu_device: int = -1) -> None:
+    """Go through a start and a frame of a few pixels: what that imports and compiles, no scan has to wait for.
+
+    Parameters
+    ----------
+    gpu_device
+        GPU to use, through CuPy; -1 for the CPU.
+    """
+    arms, size, rng = 4, 16, np.random.default_rng(0)
+    coordinates = (size * (rng.random((arms, size**2, 2)) - 0.5)).astype(np.float32)
+    samples = rng.standard_normal((arms, 2, size**2, 2), np.float32).view(np.complex64)[..., 0]
+    measured = [SpiralReadout(samples[n], n, n, ismrmrd.AcquisitionHeader(), 0.0) for n in range(arms)]
+    readouts = Readouts(measured[0], coordinates, size)
+    for readout in measured:
+        readouts.append(readout)
+    with Team(1) as team:
+        tables = ArmTables(coordinates, (size, size), team, gpu_device)
+        coils.inati(tables.plan.image(tables.plan.zeros(2)))  # as view-shared images do
+        start = begin(readouts, tables, arms=arms, weight=0.001, window_frames=2, team=team)
+        start.arriving.add(0, samples[0])
+        start.window.advance(*start.arriving.take())
+        start.window.refine(2)

@@ -36,6 +36,15 @@ from serving.converter import Converter
 from serving.session import SessionOptions
 from serving.summary import SessionSummary
 
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Escape what is no Unicode in captured output: a worker of pytest-xdist cannot send it otherwise."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 # ---- samples -------------------------------------------------------------------------------------------------------
 
 
