@@ -9,10 +9,11 @@ of the processor. The live reconstruction on a GPU is ``python benchmarks/live.p
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,9 +25,6 @@ from recon import nufft
 from solvers.backends import NativeSolver
 from solvers.problem import Reporter
 
-ITERATIONS = 30
-
-
 def view_sharing() -> Iterator[str]:
     """Images of 256 x 256 pixels from 32 coils."""
     with tempfile.TemporaryDirectory() as folder:
@@ -37,24 +35,27 @@ def view_sharing() -> Iterator[str]:
 
 def iterative() -> Iterator[str]:
     """Temporal finite differences, short and long scans."""
+    iterations = native.ITERATIONS[-1]
     problem = native.tfd_problem(phantom.FRAMES, NativeSolver(-1, Reporter(lambda text: None)))
     native.native(problem, 1, gpu_device=0)  # what is compiled and planned once
-    seconds, images = {}, {}
-    for device in (-1, 0):
-        begin = time.perf_counter()
-        images[device] = native.native(problem, ITERATIONS, gpu_device=device)
-        seconds[device] = time.perf_counter() - begin
-    apart = np.linalg.norm(images[0] - images[-1]) / np.linalg.norm(images[-1])
-    what = f"TFD, {phantom.FRAMES} frames, {ITERATIONS} iterations"
-    yield f"| {what} | {seconds[-1]:.2f} s | |"
-    ratio = f"{seconds[-1] / seconds[0]:.1f} x as fast, images {apart:.1e} apart"
-    yield f"| {what}, GPU | {seconds[0]:.2f} s | {ratio} |"
+    on_cpu, cpu_seconds = timed(lambda: native.native(problem, iterations, gpu_device=-1))
+    on_gpu, gpu_seconds = timed(lambda: native.native(problem, iterations, gpu_device=0))
+    apart = np.linalg.norm(on_gpu - on_cpu) / np.linalg.norm(on_cpu)
+    what = f"TFD, {phantom.FRAMES} frames, {iterations} iterations"
+    yield f"| {what} | {cpu_seconds:.2f} s | |"
+    ratio = f"{cpu_seconds / gpu_seconds:.1f} x as fast, images {apart:.1e} apart"
+    yield f"| {what}, GPU | {gpu_seconds:.2f} s | {ratio} |"
     longer = native.repeated(problem, native.VERY_LONG)
+    _, seconds = timed(lambda: native.native(longer, iterations, gpu_device=0))
+    what = f"TFD, {native.VERY_LONG} frames, {iterations} iterations, GPU"
+    yield f"| {what} | {seconds:.1f} s | {longer.scan_time / seconds:.1f} x acquired |"
+
+
+def timed(work: Callable[[], NDArray[np.complex64]]) -> tuple[NDArray[np.complex64], float]:
+    """Result of some work, and the time that it took [s]."""
     begin = time.perf_counter()
-    native.native(longer, ITERATIONS, gpu_device=0)
-    passed = time.perf_counter() - begin
-    what = f"TFD, {native.VERY_LONG} frames, {ITERATIONS} iterations, GPU"
-    yield f"| {what} | {passed:.1f} s | {longer.scan_time / passed:.1f} x acquired |"
+    result = work()
+    return result, time.perf_counter() - begin
 
 
 def main() -> None:

@@ -188,7 +188,7 @@ def spin() -> None:
         os.getpid()
 
 
-def simulated(frames: int, pixels: int, coil_count: int, interleaves: int = 23) -> Simulation:
+def simulated(frames: int, pixels: int, coil_count: int, interleaves: int = SpiralDesign.interleaves) -> Simulation:
     """The scan."""
     scan = Scan(readouts=ARMS * frames, coils=coil_count, noise=0.002, heart_rate=84, waveforms=False)
     return simulate(design_spiral(SpiralDesign(resolution=0.256 / pixels, interleaves=interleaves)), scan)
@@ -200,7 +200,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=200, help=f"of the scan, more than {SETTLED + 8}")
     parser.add_argument("--pixels", type=int, default=128, help="of the images, along each side")
     parser.add_argument("--coils", type=int, default=8)
-    parser.add_argument("--interleaves", type=int, default=23, help="arms that fill k-space; fewer take longer")
+    fills = "arms that fill k-space; fewer take longer"
+    parser.add_argument("--interleaves", type=int, default=SpiralDesign.interleaves, help=fills)
     parser.add_argument("--only", nargs="+", default=[""], help="rows that have one of these texts in their name")
     parser.add_argument("--busy", action="store_true", help="beside a process that does not rest")
     parser.add_argument("--gpu", type=int, default=-1, help="number of the GPU that computes")

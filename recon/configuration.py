@@ -318,7 +318,7 @@ class SpiralReconstruction:
 
 @dataclass(frozen=True)
 class MetafileConfig:
-    """What every configuration has whose module takes trajectories of metafiles; a module's own names its `FILE`."""
+    """Settings of every module that takes trajectories of metafiles; a module's own class names its `FILE`."""
 
     FILE: ClassVar[str]
     metafile_paths: tuple[Path, ...] = parameter(

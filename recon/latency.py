@@ -125,7 +125,7 @@ class LatencyLedger:
         return 0.0 if self._first_arrival is None else self._clock() - self._first_arrival
 
     def behind(self, arrival: float, moment: float) -> float:
-        """How late the work on a readout is [s]: it waits for so long, and is late against the scan by as much.
+        """Delay of the work on a readout [s]: how long it has waited, but no more than it is late against the scan.
 
         Parameters
         ----------

@@ -38,7 +38,7 @@ class Unit(NamedTuple):
 
     @property
     def description(self) -> str:
-        """What was assumed, in words for the client."""
+        """The unit that was assumed, in words for the client."""
         text = (
             f"trajectory of the readouts taken as {self.name}: |k| then reaches {self.reach:.2f} of the matrix's edge"
         )

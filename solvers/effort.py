@@ -1,4 +1,4 @@
-"""How much work there is time for while a scan goes on."""
+"""Number of iterations that there is time for while a scan goes on."""
 
 PATIENCE = 8  # frames that a reconstruction is behind by, at least, before it leaves frames out
 RECOVERY = 5  # frames in time, one after the other, after which one step more is tried

@@ -129,7 +129,7 @@ def preparing() -> Iterator[ThreadPoolExecutor]:
 
 
 class Live:
-    """What all slices of a scan have in common.
+    """Settings, threads and book-keeping that all slices of a scan share.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ class Live:
         return self.scan.ledger.can_wait or not readout.moment
 
     def behind(self, readout: SpiralReadout) -> float:
-        """How late the work on a readout is [s]."""
+        """Delay of the work on a readout [s]; 0 where nobody waits for it."""
         return 0.0 if self.can_wait(readout) else self.scan.ledger.behind(readout.arrival, readout.moment)
 
     def keep(self, kept: Readouts, readout: SpiralReadout) -> None:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LiveStart:
-    """What the iterations start with.
+    """Data and images from which the iterations start.
 
     Attributes
     ----------
