@@ -25,6 +25,7 @@ from recon import nufft
 from solvers.backends import NativeSolver
 from solvers.problem import Reporter
 
+
 def view_sharing() -> Iterator[str]:
     """Images of 256 x 256 pixels from 32 coils."""
     with tempfile.TemporaryDirectory() as folder:
