@@ -88,7 +88,7 @@ class FieldCorrection:
     ) -> None:  # fmt: skip
         self._tolerance, self._map = settings.field_tolerance, field_map
         self._tell, self._warn = tell, warn
-        self._told = self._reduced = False
+        self._told = self._reduced = self._without_dwell = False
         self._b0 = _concomitant_field(settings.concomitant, concomitant.field_strength(header), tell)
 
     @property
@@ -127,10 +127,12 @@ class FieldCorrection:
     ) -> Correction | None:  # fmt: skip
         """Find the terms of planes that have their arms in common; None where there is nothing to correct.
 
+        So it is, too, where the dwell time is not known: the client is told once.
+
         Parameters
         ----------
         k, dwell
-            As for `times`.
+            As for `times`; a dwell time of 0 is not known.
         heads
             A readout's header for each plane: its position and orientation.
         shape
@@ -141,15 +143,15 @@ class FieldCorrection:
         Raises
         ------
         ValueError
-            The dwell time is not known, or the field map is not finite.
+            The field map is not finite.
         """
         if not self.active:
             return None
         if not dwell > 0:
-            raise ValueError(
-                "the readouts have no sample_time_us: without it, fields cannot be corrected. Set concomitant = "
-                '"off" and field_map = "", or have the readouts tell it'
-            )
+            if not self._without_dwell:
+                self._warn("fields are not corrected: readouts have no sample_time_us, which tells how long they take")
+            self._without_dwell = True
+            return None
         places = np.stack([self._places(head, shape, field_of_view) for head in heads], axis=1)
         times = self.times(k, dwell)
         found = find_terms(Phase(times, places), self._tolerance)

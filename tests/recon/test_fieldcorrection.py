@@ -223,10 +223,13 @@ def test_asking_for_concomitant_fields_without_a_main_field_is_refused():
         FieldCorrection(FieldSettings(concomitant="on"), NO_STRENGTH)
 
 
-def test_readouts_without_a_dwell_time_are_refused():
-    fields = FieldCorrection(FieldSettings(), LOW)
-    with pytest.raises(ValueError, match="sample_time_us"):
-        fields.terms(SPIRAL.k, 0.0, [head_at()], SHAPE, (1e3 * FOV, 1e3 * FOV))
+def test_without_a_dwell_time_nothing_is_corrected_and_the_client_is_told_once():
+    texts = []
+    fields = FieldCorrection(FieldSettings(), LOW, warn=texts.append)
+    for _ in range(2):
+        assert fields.terms(SPIRAL.k, 0.0, [head_at()], SHAPE, (1e3 * FOV, 1e3 * FOV)) is None
+    (text,) = texts
+    assert "sample_time_us" in text
 
 
 def test_terms_are_left_out_where_there_is_no_time_and_the_client_is_told_once():
