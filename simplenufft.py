@@ -17,13 +17,14 @@ import coils
 import mrdhelper
 from connection import Connection
 from recon import configuration, noise, noncartesian, nufft
-from recon.configuration import MetafileConfig, parameter
+from recon.configuration import FieldSettings, MetafileConfig, parameter
+from recon.fieldcorrection import FieldCorrection, open_correction
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class NufftReconstruction:
+class NufftReconstruction(FieldSettings):
     """Table [reconstruction]."""
 
     coil_combine: str = parameter(
@@ -66,6 +67,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
         The MRD header.
     """
     settings = configuration.load(NufftConfig)
+    fields = open_correction(settings.reconstruction, metadata, connection.info, connection.warn)
     to_pixels = mrdhelper.SeriesScale(metadata, connection.warn)
     readouts = noise.prewhiten(
         connection, metadata, settings.reconstruction.prewhiten, connection.info, connection.warn, connection.dependency
@@ -74,7 +76,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     for slabs in noncartesian.sort_repetitions(
         readouts, metadata, settings.metafile_paths, connection.info, connection.warn
     ):
-        images = [reconstruct(slab, settings.reconstruction.coil_combine) for slab in slabs]
+        images = [reconstruct(slab, settings.reconstruction.coil_combine, fields) for slab in slabs]
         to_pixels.see(*images)
         for slab, partitions in zip(slabs, images, strict=True):
             for head, pixels in zip(slab.image_heads, map(to_pixels, partitions), strict=True):
@@ -87,9 +89,11 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     logger.info("sent %d images", index)
 
 
-def reconstruct(slab: noncartesian.Slab, coil_combine: str) -> NDArray[np.float32]:
+def reconstruct(
+    slab: noncartesian.Slab, coil_combine: str, fields: FieldCorrection | None = None
+) -> NDArray[np.float32]:
     """Reconstruct one slice or slab to magnitude images [partition, row, column]."""
-    image = noncartesian.to_image(slab)  # [coil, partition, row, column]
+    image = noncartesian.to_image(slab, fields)  # [coil, partition, row, column]
     if coil_combine == "rssq":
         return coils.rssq(image)
     _, combined = coils.inati(image)

@@ -35,10 +35,13 @@ class ArmReadout(SpiralReadout):
         The readout as it came.
     passes_centre
         Whether its arm goes through the centre of k-space.
+    dwell
+        Time from sample to sample [s]; 0: not known.
     """
 
     acquisition: ismrmrd.Acquisition | None = None
     passes_centre: bool = True
+    dwell: float = 0.0
 
 
 class ArmSource(Protocol):
@@ -134,6 +137,7 @@ class SequenceSource:
             head=played.acquisition.getHead(),
             arrival=math.nan,
             passes_centre=bool(self._passes_centre[played.arm]),
+            dwell=self._fitted.dwell,
         )
 
     def arms(self, readouts: Sequence[ArmReadout], encoding: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -195,6 +199,7 @@ class ReadoutSource:
             arrival=math.nan,
             acquisition=acquisition,
             passes_centre=bool(passes_centre(acquisition.traj[kept, :2])),
+            dwell=1e-6 * acquisition.sample_time_us,
         )
 
     def arms(self, readouts: Sequence[ArmReadout], encoding: Any) -> tuple[NDArray[np.float64], None]:

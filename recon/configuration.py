@@ -292,11 +292,26 @@ def load(cls: type[FileConfig], path: str | Path | None = None) -> FileConfig:
     return settings
 
 
-# --- The spiral reconstructions -------------------------------------------------------------------------------------
+# --- The non-Cartesian reconstructions ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class SpiralReconstruction:
+class FieldSettings:
+    """Keys of a table [reconstruction]: which field errors are corrected, and how well; see `fieldterms`."""
+
+    concomitant: str = parameter(
+        "auto",
+        "Correct the concomitant fields of the gradients. auto: at fields below 1 T.",
+        choices=("auto", "on", "off"),
+    )
+    field_map: str = parameter("", "Map of the off-resonance; empty: it is not corrected.")
+    field_tolerance: float = parameter(
+        1e-2, "Error of the field correction, relative to the signal: smaller takes longer.", minimum=1e-4, maximum=0.5
+    )
+
+
+@dataclass(frozen=True)
+class SpiralReconstruction(FieldSettings):
     """Table [reconstruction]: what every spiral reconstruction takes."""
 
     apply_girf: bool = parameter(

@@ -24,6 +24,8 @@ from recon import memory, nufft
 from recon.armsource import ArmReadout, ArmSource, find_source
 from recon.cartesian import field_of_view, partition_heads
 from recon.density import compensation
+from recon.fieldcorrection import Correction, FieldCorrection
+from recon.fieldplan import FieldPlan, combined
 from recon.fourier import Axis, to_image_axis
 from recon.kspacevolume import partition_axis
 from recon.mrdencoding import checked_size, extent, first_index, griddable_encoding
@@ -52,12 +54,15 @@ class Arms:
         Density compensation [arm, sample].
     plan
         Tables of the weighted adjoint transform.
+    dwell
+        Time from sample to sample [s]; 0: not known.
     """
 
     k: NDArray[np.float64]
     samples: NDArray[np.complex64]
     weights: NDArray[np.float64]
     plan: nufft.ArmPlan
+    dwell: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,24 +161,62 @@ def sort_repetitions(
     builder.finish()
 
 
-def to_image(slab: Slab) -> NDArray[np.complex64]:
+def to_image(slab: Slab, fields: FieldCorrection | None = None) -> NDArray[np.complex64]:
     """Transform the samples of a slab to its images.
 
     The weighted adjoint transform of each partition's arms, then the inverse Fourier transform along the partitions.
-    The order makes no difference to the image, and in this one the arms may differ from partition to partition.
+    The order makes no difference to the image, and in this one the arms may differ from partition to partition. With
+    field correction, the terms' images are combined last, as fields differ from partition to partition of the image.
+
+    Parameters
+    ----------
+    slab
+        Samples.
+    fields
+        Corrects field errors; None: nothing does.
 
     Returns
     -------
     Images [coil, partition, row, column].
     """
-    number = next(each.samples.shape[0] for each in slab.planes if each is not None)
-    images = np.zeros((number, len(slab.planes), *slab.shape), np.complex64)
-    for image, arms in zip(np.moveaxis(images, 1, 0), slab.planes, strict=True):
+    coil_count = next(each.samples.shape[0] for each in slab.planes if each is not None)
+    correction = _correction(slab, fields)
+    if correction is None:
+        return _to_images(slab, coil_count, lambda number, arms: arms.plan.adjoint(arms.samples))
+    spatial, count = correction.terms.spatial, len(correction)
+    first = np.cumsum([0, *(0 if each is None else len(each.k) for each in slab.planes)])
+
+    def term_images(number: int, arms: Arms) -> NDArray[np.complex64]:
+        own = slice(first[number], first[number + 1]) if len(correction.temporal) > 1 else slice(None)
+        plan = FieldPlan(arms.plan, spatial[:, number], correction.temporal[own])
+        grid = plan.zeros(coil_count)
+        for arm in range(len(arms.k)):
+            plan.add_arm(grid, arm, arms.samples[:, arm])
+        return plan.term_images(grid).reshape(-1, *slab.shape)
+
+    images = _to_images(slab, count * coil_count, term_images)
+    return combined(images.reshape(count, coil_count, *images.shape[1:]), spatial[:, np.newaxis])
+
+
+def _to_images(slab: Slab, count: int, of_plane: Callable[[int, Arms], NDArray[np.complex64]]) -> NDArray[np.complex64]:
+    """So many images [image, partition, row, column] of the planes' own [image, row, column]."""
+    images = np.zeros((count, len(slab.planes), *slab.shape), np.complex64)
+    for number, arms in enumerate(slab.planes):
         if arms is not None:
-            image[:] = arms.plan.adjoint(arms.samples)
+            images[:, number] = of_plane(number, arms)
     if len(slab.planes) > 1:
         images = to_image_axis(images, slab.partitions, 1, mirrored=True)
     return images.astype(np.complex64, copy=False)
+
+
+def _correction(slab: Slab, fields: FieldCorrection | None) -> Correction | None:
+    """Terms of all partitions' images, for the arms of all planes in k-space one after the other."""
+    if fields is None or not fields.active:
+        return None
+    planes = [each for each in slab.planes if each is not None]
+    fov = image_size(slab.encoding)[1]
+    k = np.concatenate([each.k for each in planes]) / fov
+    return fields.terms(k, planes[0].dwell, slab.image_heads, slab.shape, (1e3 * fov[0], 1e3 * fov[1]))
 
 
 def _received(items: Iterable[Any], source: ArmSource) -> Iterator[ArmReadout]:
@@ -335,7 +378,7 @@ class _Builder:
                 weights = as_areas(weights[first], k)
             self._plans[name] = weights, nufft.ArmPlan(k * fov, shape, weights)
         weights, plan = self._plans[name]
-        return Arms(k * fov, np.ascontiguousarray(np.moveaxis(samples, 1, 0)), weights, plan)
+        return Arms(k * fov, np.ascontiguousarray(np.moveaxis(samples, 1, 0)), weights, plan, readouts[0].dwell)
 
 
 def distinct_arms(k: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

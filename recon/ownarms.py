@@ -69,7 +69,7 @@ class OwnArms:
             file=SOURCE,
             k=k,
             weights=density.weights_of_arms(k, (designed, designed)),
-            dwell=1e-6 * (different[0].sample_time_us or 1.0),
+            dwell=1e-6 * different[0].sample_time_us,
             pre_discard=0,
             fov=fov,
             resolution=resolution,

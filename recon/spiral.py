@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import ismrmrd
+import numpy as np
 from numpy.typing import NDArray
 
 import mrdhelper
 from recon import gradientresponse, readouttrajectory, trajectory, trajectorysources
 from recon.configuration import SpiralConfig, project_path
+from recon.fieldcorrection import Correction, FieldCorrection
 from recon.latency import LatencyLedger, ScanClock
 from recon.outliers import OutlierFilter
 from recon.ownarms import OwnArms
@@ -60,6 +62,8 @@ class SpiralScan:
     hold
         Imaging readouts held back where they bring their own trajectory. None: all of the scan, for reconstructions
         that need to know all arms.
+    fields
+        Corrects field errors; None: nothing does.
 
     Attributes
     ----------
@@ -80,7 +84,9 @@ class SpiralScan:
         keep_waveforms: bool = False,
         tell: Callable[[str], None] = logger.info,
         hold: int | None = None,
+        fields: FieldCorrection | None = None,
     ) -> None:
+        self.fields = fields
         self._config = config.reconstruction
         self._keep_waveforms = keep_waveforms
         self._header = header
@@ -246,6 +252,25 @@ class SpiralScan:
         assert self._own is not None
         assert readout.k is not None
         return self._corrected(self._own.one(readout.k), readout)
+
+    def place_of(self, readout: SpiralReadout) -> tuple[float, ...]:
+        """What tells readouts apart that cannot be in one image: orientation, and position where terms depend on it."""
+        return readout.orientation + (() if self.fields is None else self.fields.place(readout.head))
+
+    def correction(self, readout: SpiralReadout) -> Correction | None:
+        """Terms of the field correction in the plane of a readout, for all arms; None: there is nothing to correct."""
+        if self.fields is None:
+            return None
+        fitted, size = self.trajectory_of(readout), self.matrix
+        extent = 1e3 * self.designed.image_fov(self._config.fov_oversampling)
+        found = self.fields.terms(fitted.k, fitted.dwell, [readout.head], (size, size), (extent, extent))
+        return None if found is None else found.plane()
+
+    def temporal_of_new_arm(self, readout: SpiralReadout, correction: Correction) -> NDArray[np.complex64]:
+        """As `Correction.temporal`, of one arm that a readout brought and that `nominal` has not."""
+        assert self.fields is not None
+        arm = self.trajectory_of_new_arm(readout)
+        return correction.terms.temporal(self.fields.times(arm.k, arm.dwell))
 
     def _corrected(self, nominal: trajectory.Trajectory, readout: SpiralReadout) -> trajectory.Trajectory:
         if self.response is None:

@@ -117,7 +117,10 @@ class ConjugateGradients:
         self._slope, self._direction = slope, step
         change = array_module(step).empty_like(step)
         self._normal(step, change)
-        length = slope / inner(step, change)
+        curvature = inner(step, change)
+        if curvature <= 0:  # it is solved to the last digit: the step is too short for its square
+            return
+        length = slope / curvature
         self._images += np.float32(length) * step
         self._gradient -= np.float32(length) * change
         self.objective -= 0.5 * length * slope

@@ -74,7 +74,7 @@ class LiveWindow:
     maps
         complex64 [coil, row, column].
     kernel, adjoint
-        Means over frames before the window: of their kernels [phase, row frequency, column frequency], and of their
+        Means over frames before the window: of their kernels, see `toeplitz.ToeplitzNormal`, and of their
         E^H y over the scale of the data [row, column]. The image that fits them best is the first x_0.
     sampled
         Which frequencies of the images the arms reach [row frequency, column frequency].
@@ -84,22 +84,27 @@ class LiveWindow:
         Of the window, 1 or more.
     team
         Who works on it.
+    spatial
+        Field terms, complex64 [term, row, column]; None: there are none.
     """
 
     def __init__(
-        self, maps: Any, kernel: Any, adjoint: Any, sampled: Any, *, weight: float, frames: int, team: Team
+        self, maps: Any, kernel: Any, adjoint: Any, sampled: Any, *, weight: float, frames: int, team: Team,
+        spatial: Any = None,
     ) -> None:  # fmt: skip
         xp = array_module(maps)
         self.frames, self._shape = frames, maps.shape[1:]
         self._alone = Team(1)  # in steps this short, threads would wait for each other longer than they work
-        density = toeplitz.k_space_diagonal(kernel, maps)
+        density = toeplitz.k_space_diagonal(kernel, maps, spatial)
         top = float(density.max())
         self._density = xp.where(sampled, density.clip(FLOOR * top), xp.float32(np.inf))
         penalty = PENALTY * float(np.sqrt(weight)) * top
         self._term = Term(HeldDifference(), weight, penalty)
         self._batch = 1 if xp is np else GPU_BATCH
-        start = still(toeplitz.ToeplitzNormal(kernel[np.newaxis], maps, team), self._density, adjoint[np.newaxis])
-        self._normal = toeplitz.ToeplitzNormal(xp.zeros((frames, *kernel.shape), np.float32), maps, team, self._batch)
+        mean = toeplitz.ToeplitzNormal(kernel[np.newaxis], maps, team, spatial=spatial)
+        start = still(mean, self._density, adjoint[np.newaxis])
+        kernels = xp.zeros((frames, *kernel.shape), np.float32)
+        self._normal = toeplitz.ToeplitzNormal(kernels, maps, team, self._batch, spatial)
         self._inverses: dict[int, KSpaceInverse] = {}
         self._count = 0
         self._images = xp.empty((frames + 1, start.size), np.complex64)  # the first one is that before the window
@@ -123,7 +128,7 @@ class LiveWindow:
         Parameters
         ----------
         kernel
-            [phase, row frequency, column frequency].
+            As those of `toeplitz.ToeplitzNormal`.
         adjoint
             E^H y over the scale of the data [row, column].
         """

@@ -15,16 +15,19 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from recon import arrays, memory, spiral
+from recon import arrays, memory, nufft, spiral
 from recon.conditioning import SampleError
 from recon.configuration import ConfigurationError, SpiralReconstruction, parameter
+from recon.fieldcorrection import Correction
+from recon.fieldplan import with_fields
 from recon.outliers import BRIGHT, norm_of
 from recon.readouts import DataError, Readouts, check_coils, frame_head
 from recon.realtime import Frame
 from recon.spiralreadout import SpiralReadout
 from recon.trajectory import Trajectory
-from recon.viewsharing import FOOTPRINT, USABLE_PART, SharedViews, check_memory, plan_for
+from recon.viewsharing import FOOTPRINT, PACE, USABLE_PART, SharedViews, check_memory, in_time, plan_for
 from solvers import livestart
 from solvers.arrivingframe import ArmTables
 from solvers.backends import LAMBDA_FRAMES
@@ -104,7 +107,7 @@ def reconstruct(
             scan.ledger.begin(readout.arrival, readout.moment)
             key = (readout.head.idx.slice, readout.head.idx.contrast, readout.head.idx.set)
             here = slices.get(key)
-            if here is None or here.orientation != readout.orientation or here.outgrown:
+            if here is None or here.place != scan.place_of(readout) or here.outgrown:
                 if here is not None:
                     yield from here.finish()
                 brighter = here is not None and here.outgrown
@@ -187,7 +190,17 @@ class Live:
 
     def make_tables(self, fitted: Trajectory) -> Future[ArmTables]:
         """Make the tables of a trajectory in the background; what goes wrong shows when they are used."""
-        return self._background.submit(contextvars.copy_context().run, self._tables_of, fitted)
+        return self._background.submit(contextvars.copy_context().run, self._tables_of, fitted, None)
+
+    def in_time(self, correction: Correction | None, plan: nufft.ArmPlan, coil_count: int) -> Correction | None:
+        """As many field terms as view-shared images have time for."""
+        return in_time(correction, plan, self.scan, coil_count, self.options.arms_per_frame, self.tr)
+
+    def _keep_pace(self, correction: Correction, needed: float) -> Correction:
+        """As many field terms as the iterations have time for, of which fewer are done first."""
+        if self.tr is None or self.scan.fields is None or self.options.gpu_device >= 0:  # it is the CPU's time
+            return correction
+        return self.scan.fields.keep_pace(correction, needed / self.options.arms_per_frame, PACE * self.tr)
 
     def begin(self, readouts: Readouts, fitted: Trajectory) -> Future[LiveStart]:
         """Make coil maps and what else the iterations start with, in the background."""
@@ -195,8 +208,9 @@ class Live:
 
         def work() -> LiveStart:
             return livestart.begin(
-                readouts, self._tables_of(fitted), arms=options.arms_per_frame,
+                readouts, functools.partial(self._tables_of, fitted), arms=options.arms_per_frame,
                 weight=options.reg_lambda * LAMBDA_FRAMES, window_frames=options.window_frames, team=self._team,
+                iterations=-(-options.num_iter // 2), keep_pace=self._keep_pace,
             )  # fmt: skip
 
         return self._background.submit(contextvars.copy_context().run, work)  # log lines carry the session's id
@@ -237,8 +251,8 @@ class LiveSlice:
 
     Attributes
     ----------
-    orientation
-        Of its readouts.
+    place
+        Of its readouts, see `SpiralScan.place_of`.
     kept
         Its readouts, for the final series.
     outgrown
@@ -248,14 +262,15 @@ class LiveSlice:
 
     def __init__(self, live: Live, first: SpiralReadout, slice_count: int, brighter: bool = False) -> None:
         options, scan, arms = live.options, live.scan, live.options.arms_per_frame
-        self.orientation = first.orientation
+        self.place = scan.place_of(first)
         self._live, self._first, self._fitted = live, first, scan.trajectory_of(first)
-        plan = live.plan_of(self._fitted)
-        check_memory(
-            plan, first.samples.shape[0], live.shared_arms, arms, slice_count, options.gpu_device, "arms_per_frame"
-        )
+        uncorrected, coil_count = live.plan_of(self._fitted), first.samples.shape[0]
+        self._correction = live.in_time(scan.correction(first), uncorrected, coil_count)
+        plan = with_fields(uncorrected, self._correction)
+        check_memory(plan, coil_count, live.shared_arms, arms, slice_count, options.gpu_device, "arms_per_frame")
         check_window(options, scan.matrix, slice_count)
-        self._tables = live.make_tables(self._fitted)
+        single = self._correction is None or len(self._correction) == 1
+        self._tables = live.make_tables(self._fitted) if single else None
         self._shared: SharedViews | None = SharedViews(plan, first, live.shared_arms, arms, adaptive=True)
         self._brighter = brighter  # until the first image
         self._latest: Any = None  # magnitude of the latest view-shared image
@@ -276,7 +291,7 @@ class LiveSlice:
         self._told = False
 
     def _no_readouts(self) -> Readouts:
-        return Readouts(self._first, self._coordinates, self._live.scan.matrix)
+        return Readouts(self._first, self._coordinates, self._live.scan.matrix, self._correction)
 
     def add(self, readout: SpiralReadout) -> Iterator[Frame]:
         """Take a readout; yields the frames that it gives out, if it does.
@@ -297,7 +312,7 @@ class LiveSlice:
         if self._shared is not None:
             grid = self._shared.add(readout)
         elif self._start is not None and readout.usable:
-            self._start.arriving.add(readout.column, readout.samples)
+            self._start.arriving.add(readout.column, self._demodulated(readout))
         if len(self._frame) < options.arms_per_frame:
             return
         frame, self._frame = self._frame, []
@@ -311,6 +326,13 @@ class LiveSlice:
         if grid is not None:
             yield from self._view_shared(self._shared, grid, readout)
         yield from self._try_to_start(frame)
+
+    def _demodulated(self, readout: SpiralReadout) -> NDArray[np.complex64]:
+        """Samples [coil, sample], with a single field term taken out; several are in the tables."""
+        if self._correction is None or len(self._correction) > 1:
+            return readout.samples
+        factors = self._correction.demodulation
+        return readout.samples * factors[readout.column if len(factors) > 1 else 0]
 
     def finish(self) -> Iterator[Frame]:
         """Yield the frames that still wait for later ones, of which there will be none."""
@@ -374,7 +396,7 @@ class LiveSlice:
             unseen = self._unseen.popleft()
             for readout in unseen:
                 if readout.usable:
-                    start.arriving.add(readout.column, readout.samples)
+                    start.arriving.add(readout.column, self._demodulated(readout))
             count, length = self._affordable(frame[-1])
             yield from self._move_on(unseen, min(max(count, 1), REPLAYED), length)
 
@@ -433,16 +455,21 @@ def check_window(options: LiveReconstruction, matrix: int, slice_count: int) -> 
         )
 
 
-def tables_for(scan: spiral.SpiralScan, options: LiveReconstruction, fitted: Trajectory) -> ArmTables:
+def tables_for(
+    scan: spiral.SpiralScan, options: LiveReconstruction, fitted: Trajectory, correction: Correction | None = None
+) -> ArmTables:
     """Tables of a trajectory for the iterations; those of the metafile's own are kept for the next scan."""
-    make: Callable[..., ArmTables] = _kept_tables if fitted is scan.nominal else _make_tables
-    return make(fitted, options.fov_oversampling, options.gpu_device)
+    keep = fitted is scan.nominal and correction is None
+    make: Callable[..., ArmTables] = _kept_tables if keep else _make_tables
+    return make(fitted, options.fov_oversampling, options.gpu_device, correction)
 
 
-def _make_tables(fitted: Trajectory, fov_oversampling: float, gpu_device: int) -> ArmTables:
+def _make_tables(
+    fitted: Trajectory, fov_oversampling: float, gpu_device: int, correction: Correction | None
+) -> ArmTables:
     size = fitted.matrix_size(fov_oversampling)
     with Team(1 if gpu_device >= 0 else None) as team:
-        return ArmTables(fitted.cycles_per_fov(fov_oversampling), (size, size), team, gpu_device)
+        return ArmTables(fitted.cycles_per_fov(fov_oversampling), (size, size), team, gpu_device, correction)
 
 
 _kept_tables = functools.lru_cache(maxsize=2)(_make_tables)

@@ -18,6 +18,7 @@ import mrdhelper
 import rtspiral_live_tvrecon as live
 from recon import configuration, spiral
 from recon.configuration import ConfigurationError
+from recon.fieldcorrection import FieldCorrection
 from recon.latency import LatencyLedger
 from recon.readouts import DataError, Readouts
 from rtspiral_live_tvrecon import LiveConfig
@@ -26,7 +27,17 @@ from solvers import liveslices, livestart
 from solvers.effort import Effort
 from solvers.live import LiveWindow
 from solvers.liveslices import LiveReconstruction
-from spiral_sessions import Client, change, configure, error, small_scan, true_images
+from spiral_sessions import (
+    Client,
+    change,
+    configure,
+    error,
+    in_axial_fields,
+    in_linear_field,
+    know_the_field,
+    small_scan,
+    true_images,
+)
 
 ARMS, FRAMES, CALIBRATION = 7, 40, 112  # the latter 16 frames
 FIRST = 13  # iterative frame: the first one that no view-shared image shows
@@ -41,7 +52,8 @@ def scan(tmp_path_factory):
 
 def through(simulation, items=None, scaled=False, **options):
     """Send a scan through the module, as fast as it takes it; images that are not scaled are what was made."""
-    client = Client(simulation.items() if items is None else items)
+    # Simulated beforehand: readouts that come more slowly than a file's would not be waited for.
+    client = Client(list(simulation.items()) if items is None else items)
     with pytest.MonkeyPatch.context() as patch:
         if not scaled:
             patch.setattr(mrdhelper, "scale_to_int16", lambda pixels, *scale: pixels)
@@ -90,6 +102,41 @@ def test_a_gpu_gives_the_same(cupy, scan, movie):
     on_gpu = through(scan, gpu_device=0)
     assert [image.image_index for image in on_gpu.images] == [image.image_index for image in movie.images]
     assert error(pixels(on_gpu.images), pixels(movie.images)) < 0.005
+
+
+def test_concomitant_fields_of_an_axial_plane_make_no_difference(movie, tmp_path):
+    there = small_scan(
+        tmp_path, 40, 20, readouts=ARMS * FRAMES + 3, heart_rate=75, waveforms=False, position=(0.0, 0.0, 300.0)
+    )
+    items = list(in_axial_fields(there.acquisitions(), there.trajectory))
+    expected = pixels(movie.images)
+    assert error(pixels(through(there, items).images), expected) < 0.01
+    assert error(pixels(through(there, items, concomitant="off").images), expected) > 0.05
+
+
+def test_a_field_that_varies_over_the_image_is_corrected(scan, movie, monkeypatch):
+    """In both kinds of images, and in the final series; with time for all terms."""
+    monkeypatch.setattr(FieldCorrection, "keep_pace", lambda self, correction, *times: correction)
+    disturbed, truth = in_linear_field(scan), truth_of(scan, range(FIRST, FRAMES))
+    best = error(pixels(made_by(movie, LIVE)), truth)
+    assert error(pixels(made_by(through(disturbed), LIVE)), truth) > 1.3 * best
+    know_the_field(monkeypatch, live)
+    client = through(disturbed, final_series=True)
+    assert error(pixels(made_by(client, LIVE)), truth) < 1.1 * best
+    shared = slice(0, 9)
+    assert error(pixels(made_by(client, SHARED)), pixels(movie.images[shared])) < 0.05
+    final = [image for image in client.images if image.image_series_index == live.FINAL_SERIES]
+    assert error(pixels(final)[FIRST:], truth) < best
+
+
+def test_terms_are_left_out_where_iterations_would_be_late(scan, monkeypatch):
+    """A machine that would take a second for an iteration; images come all the same, and the client is told."""
+    monkeypatch.setattr(livestart, "seconds_per_iteration", lambda *arguments: 1.0)
+    know_the_field(monkeypatch, live)
+    client = through(in_linear_field(scan))
+    assert len(client.images) == 36
+    (text,) = (text for text in client.texts if "per readout, the scan leaves" in text)
+    assert "1 term(s) are used" in text
 
 
 def test_brightness_does_not_jump_where_the_iterations_begin(scan, movie):

@@ -18,7 +18,7 @@ from simulation.phantom import Coils
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralphantom import chest, moving_kspace
 from simulation.spiralsimulation import SLICE_THICKNESS, Scan, simulate
-from spiral_sessions import Client, configure
+from spiral_sessions import Client, configure, in_axial_fields
 
 PIXEL = 4.0  # [mm]
 ARMS = {"spiral": 8, "radial": 64, "rosette": 84, "variable": 11}
@@ -98,6 +98,27 @@ def test_a_point_in_a_stack_lands_in_its_partition(run, kind, partitions):
     slice_dir = np.array(image.slice_dir)
     for p, each in enumerate(client.images):
         np.testing.assert_allclose(each.position, (p - partitions // 2) * thickness * slice_dir, atol=1e-4)
+
+
+@pytest.mark.parametrize("partitions", [1, 4])
+def test_concomitant_fields_are_corrected_where_each_partition_is(run, partitions):
+    thickness = 1e3 * SLICE_THICKNESS
+    place = (-23.0, 37.0) if partitions == 1 else (-23.0, 37.0, thickness)
+    simulation = make(arms=4, partitions=partitions, point=place, position=(0.0, 0.0, 150.0), matrix=64)
+    height = 0.0 if partitions == 1 else -SLICE_THICKNESS  # kz goes against the patient's z
+    there = max(partitions // 2 - 1, 0)
+    plain, disturbed, corrected = (
+        run(simulation, items, concomitant=asked)
+        for items, asked in (
+            (simulation.acquisitions(), "off"),
+            (in_axial_fields(simulation.acquisitions(), simulation.trajectory, height), "off"),
+            (in_axial_fields(simulation.acquisitions(), simulation.trajectory, height), "auto"),
+        )
+    )
+    truth = plain.images[there].data[0, 0].astype(float)
+    assert relative_error(disturbed.images[there].data[0, 0], truth) > 0.1
+    assert relative_error(corrected.images[there].data[0, 0], truth) < 0.01
+    assert any("concomitant fields at 0.55 T are corrected" in text for text in corrected.texts)
 
 
 def test_partitions_of_a_stack_are_the_chest_at_each_height(run):
@@ -203,7 +224,7 @@ def test_lines_that_pass_by_the_centre_are_all_of_the_image(run, blades):
                 moving_kspace(ellipses, k[np.newaxis], Coils(((0.0, 0.0),), ((1.0,),)))[0].astype(np.complex64),
                 k.astype(np.float32), scan_counter=len(items) + 1,
             )  # fmt: skip
-            for name in ("position", "read_dir", "phase_dir", "slice_dir"):
+            for name in ("position", "read_dir", "phase_dir", "slice_dir", "sample_time_us"):
                 setattr(item, name, getattr(first, name))
             items.append(item)
     simulation.header.encoding[0].encodingLimits.kspace_encoding_step_1 = None
