@@ -248,13 +248,12 @@ class Words:
     def of_frame(self, frame: Sequence[Entry | None], *, still: bool) -> list[str]:
         """Words below a picture, the most important first."""
         first = next(entry for entry in frame if entry)
-        words = [f"series {first.series}"]
-        if self._slices > 1:
-            words.append(f"{self._slices} slices")
         if still and self._frames > 1:
             span = [f"{ticks_to_seconds(self._end - self._start):.2f} s"] if self._end > self._start else []
-            return [*words, f"{self._frames} frames", *span]
-        return [*words, *self._which(first, "frame ", f"/{self._frames}")]
+            words = [f"{self._frames} frames", *span]
+        else:
+            words = self._which(first, "frame ", f"/{self._frames}")
+        return [*words, f"series {first.series}", *([f"{self._slices} slices"] if self._slices > 1 else [])]
 
     def of_tile(self, entry: Entry, partition: int | None, *, still: bool) -> list[str]:
         """Words on a tile: what the words below the picture leave open."""
