@@ -280,9 +280,10 @@ def draw_labels(
     tile: Image.Image, words: Sequence[str], letters: tuple[str, ...] | None, shown: tuple[str, ...] | None
 ) -> None:
     """Write words into the upper left corner of a tile, and the patient's sides at its edges unless they were shown."""
-    write_label(tile, (3, 1), words, tile.width // 2 - 3 * LABEL_PX)
     if letters is None or letters == shown:
+        write_label(tile, (3, 1), words, tile.width - 6)
         return
+    write_label(tile, (3, 1), words, tile.width // 2 - 3 * LABEL_PX)  # as far as the upper letters
     middle, bottom, right = (tile.width / 2, tile.height / 2), tile.height - 2, tile.width - 3
     places = ((3, middle[1]), (middle[0], 1), (right, middle[1]), (middle[0], bottom))
     for place, anchor, letter in zip(places, ("lm", "ma", "rm", "md"), letters, strict=True):

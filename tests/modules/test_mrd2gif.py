@@ -474,7 +474,7 @@ def test_words_that_do_not_fit_are_left_out(preview):
     assert places(frames[0], "frame 1/12")
     assert frames.shape[2] == 70
     (still,) = labelled(preview, *images, rescale=1, mosaic=True)
-    assert places(still, "12")
+    assert places(still, "12   set 11")
     assert not preview(*images, rescale=1)[..., 0].shape[1] % 70
 
 
