@@ -309,7 +309,8 @@ def test_viewer_that_takes_nothing_costs_the_scan_nothing(scene, viewers, open_s
     peer = open_scan(port)
     peer.send(image_of(patterned(192, 192)))
     stopped, quick = viewers(view, "session-1", slow=True), viewers(view, "session-1")
-    stopped.until(lambda viewer: viewer.images)
+    for viewer in (stopped, quick):
+        viewer.until(lambda viewer: viewer.images)
     answers = threading.Thread(target=lambda: setattr(peer, "answers", peer.receive()))
     answers.start()
     for number in range(2, 151):
