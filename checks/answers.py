@@ -67,7 +67,10 @@ def check(images: Images, reports: set[int], scan: Scan) -> Iterator[Finding]:
         ("attributes", lambda images, scan: _attributes(images, pictures, scan), images),
     ):
         found = _first_of_each(function, what, scan)
-        yield from found or ([ok(name, _GOOD[name])] if what else [])
+        if not found and what:
+            known = scan.phantom is not None or name not in _GOOD_OF_DATA
+            found = [ok(name, _GOOD[name] if known else _GOOD_OF_DATA[name])]
+        yield from found
 
 
 _GOOD = {
@@ -79,6 +82,12 @@ _GOOD = {
     "geometry": "the object is at its place, to a fifth of a pixel",
     "window": "fits the pixels",
     "attributes": "there, none too long, directions as in the header, those of incoming images kept",
+}
+
+
+_GOOD_OF_DATA = {  # whose object is not known
+    "counters": "the measurement is that of the data; slices are not checked",
+    "geometry": "positions and directions are those of the data; what is in the images is not known",
 }
 
 
@@ -165,6 +174,8 @@ def _counters(images: Images, pictures: Images, scan: Scan) -> Iterator[Finding]
                 f"{_name(image)}: measurement_uid is {image.measurement_uid}, that of the data is {min(known)}: copy "
                 "it, as mrdhelper.update_img_header_from_raw does",
             )
+    if scan.phantom is None:  # partitions may count as slices
+        return
     for image in pictures:
         if image.slice >= len(scan.places):
             yield fault("counters", f"{_name(image)}: slice is {image.slice}, the data has {len(scan.places)} slices")
@@ -191,27 +202,31 @@ def _time_stamps(images: Images, scan: Scan) -> Iterator[Finding]:
 
 
 def _field_of_view(images: Images, scan: Scan) -> Iterator[Finding]:
-    encodings = scan.header.encoding if hasattr(scan.header, "encoding") else []
-    if not encodings:
-        return
-    space = encodings[0].reconSpace
-    matrix, view = space.matrixSize, space.fieldOfView_mm
-    right = (view.x / matrix.x, view.y / matrix.y, view.z / max(matrix.z, 1))
+    encodings = getattr(scan.header, "encoding", None) or []
+    rights = [_pixel(each.reconSpace) for each in encodings]
     for image in images:
         size, theirs = image.data.shape[:0:-1], image.field_of_view[:]
         if not all(theirs):
-            yield fault(
-                "field of view", f"{_name(image)}: field_of_view is {_list(theirs)} mm: the header's has no zero"
-            )
+            yield fault("field of view", f"{_name(image)}: field_of_view is {_list(theirs)} mm: it may have no zero")
             continue
         pixel = [extent / count for extent, count in zip(theirs, size, strict=True)]
-        wrong = [n for n in range(3) if right[n] and abs(pixel[n] / right[n] - 1) > PIXEL_TOLERANCE]
-        if wrong:
+        if rights and not any(_fits(pixel, right) for right in rights):
             yield fault(
                 "field of view",
                 f"{_name(image)}: field_of_view {_list(theirs)} mm for {_size(image.data.shape)} pixels makes pixels "
-                f"of {_list(pixel)} mm, those of the header (reconSpace) are {_list(right)} mm",
+                f"of {_list(pixel)} mm, those of the header (reconSpace) are {_list(rights[0])} mm",
             )
+
+
+def _pixel(space: Any) -> tuple[float, float, float]:
+    """Size of the pixels of a space (x, y, z) [mm]."""
+    matrix, view = space.matrixSize, space.fieldOfView_mm
+    return view.x / max(matrix.x, 1), view.y / max(matrix.y, 1), view.z / max(matrix.z, 1)
+
+
+def _fits(pixel: Sequence[float], right: Sequence[float]) -> bool:
+    pairs = zip(pixel, right, strict=True)
+    return all(not known or abs(size / known - 1) <= PIXEL_TOLERANCE for size, known in pairs)
 
 
 def _list(values: Iterable[float]) -> str:
@@ -231,6 +246,8 @@ def _geometry(images: Images, scan: Scan) -> Iterator[Finding]:
         if np.ptp(image.data.real) == 0 and np.ptp(image.data.imag) == 0:
             yield fault("geometry", f"{_name(image)}: all pixels have the same value, the image is blank")
             continue
+        if not any(image.read_dir) and any(not any(place.read_dir) for place in scan.places):
+            continue  # the data does not say how it lies
         axes = np.array([image.read_dir[:], image.phase_dir[:], image.slice_dir[:]])
         if not np.allclose(axes @ axes.T, np.eye(3), atol=5 * ANGLE):
             yield fault("geometry", f"{_name(image)}: read_dir, phase_dir and slice_dir are not three unit vectors at "
@@ -243,13 +260,22 @@ def _geometry(images: Images, scan: Scan) -> Iterator[Finding]:
 
 def _unlike_all_places(image: Any, scan: Scan) -> str:
     """Say so when an image lies where no readout or image of the data lies; the object is not known."""
+    slab = max((each.encodedSpace.fieldOfView_mm.z for each in scan.header.encoding if _is_slab(each)), default=0.0)
     for place in scan.places:
-        if np.allclose(image.position[:], place.position, atol=DISTANCE) and all(
-            np.allclose(getattr(image, name)[:], getattr(place, name), atol=ANGLE)
+        offset = np.array(image.position[:]) - place.position
+        along = float(np.dot(offset, place.slice_dir))  # a partition lies beside the middle of its slab
+        across = np.linalg.norm(offset - along * np.array(place.slice_dir))
+        turned = (
+            not np.allclose(getattr(image, name)[:], getattr(place, name), atol=ANGLE)
             for name in ("read_dir", "phase_dir", "slice_dir")
-        ):
+        )
+        if across <= DISTANCE and abs(along) <= DISTANCE + slab / 2 and not any(turned):
             return ""
     return "its position and directions are those of no readout or image of the data"
+
+
+def _is_slab(encoding: Any) -> bool:
+    return bool(encoding.encodedSpace.matrixSize.z > 1)
 
 
 def _windows(images: Images, scan: Scan) -> Iterator[Finding]:
@@ -299,7 +325,7 @@ def _attributes(images: Images, pictures: Images, scan: Scan) -> Iterator[Findin
             )
         for key, name in (("ImageRowDir", "read_dir"), ("ImageColumnDir", "phase_dir")):
             values = mrdhelper.meta_values(image.meta, key)
-            if image.meta and not _agree(values, getattr(image, name)[:]):
+            if image.meta and any(getattr(image, name)) and not _agree(values, getattr(image, name)[:]):
                 state = f"is ({', '.join(text[:8] for text in values)})" if values else "is missing"
                 yield fault("attributes", f"{_name(image)}: {key} {state}, {name} of the image's header is "
                             f"{tuple(round(v, 3) for v in getattr(image, name))}")  # fmt: skip

@@ -5,18 +5,18 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import ismrmrd
 import numpy as np
 
-from checks import answers, scans
+from checks import answers, pace, scans
 from checks.finding import Finding, fault, ok, warning
 from checks.scanner import Answer, Scanner
 from checks.scans import Scan
-from mrdio.limits import MIB
+from recon import memory
 from recon.configuration import PROJECT_FOLDER
 from serving.module_loader import ModuleError, ModuleLoader
 
-SAME = 0.02  # of the range of the pixels, by which images of the same data may differ
+LONGEST_PACED = 5.0  # length of a scan that is sent at its own pace [s]
+SAME = 0.05  # relative difference that images of the same data may have: live ones depend on the time
 UNPLANNED = {
     "ZeroDivisionError", "IndexError", "KeyError", "AttributeError", "TypeError", "NameError", "UnboundLocalError",
     "AssertionError", "StopIteration", "RecursionError", "MemoryError", "RuntimeWarning", "FloatingPointError",
@@ -24,7 +24,7 @@ UNPLANNED = {
 _FRAME = re.compile(r'^  File "(.*?)", line (\d+)', re.MULTILINE)
 
 
-def examine(scanner: Scanner, module: str, kinds: Sequence[str] = ()) -> Iterator[Finding]:
+def examine(scanner: Scanner, module: str, kinds: Sequence[str] = (), paced: bool = True) -> Iterator[Finding]:
     """Yield all findings about a module.
 
     Parameters
@@ -35,6 +35,8 @@ def examine(scanner: Scanner, module: str, kinds: Sequence[str] = ()) -> Iterato
         Its name.
     kinds
         Kinds of input (`scans.KINDS`) that it is for; by default all those for which it sends images.
+    paced
+        Whether one of the scans is sent at its own pace, to see when images come.
     """
     taken: dict[str, tuple[Scan, Answer]] = {}
     refused: list[tuple[Scan, Answer]] = []
@@ -55,24 +57,37 @@ def examine(scanner: Scanner, module: str, kinds: Sequence[str] = ()) -> Iterato
     for scan, answer in refused:
         yield from _behaviour(scan, answer, planned=True)
     for kind, (scan, answer) in taken.items():
-        yield from _examine_kind(scanner, module, kind, scan, answer)
+        yield from _examine_kind(scanner, module, kind, scan, answer, paced)
 
 
 def examine_scan(scanner: Scanner, module: str, scan: Scan) -> Iterator[Finding]:
     """Yield the findings about a module with one scan alone, such as a file's."""
-    answer = scanner.send(module, scan)
+    scanner.send(module, scans.empty(scan))  # compiles what the first scan would wait for
+    with pace.Memory() as used:
+        answer = scanner.send(module, scan)
     if not answer.closed:
         yield _does_not_end(scan, answer, scanner.patience)
         return
-    yield from _behaviour(scan, answer, planned=False)
     if answer.images:
         yield ok("input", _summary(scan, answer))
-        yield from answers.check(answer.images, set(), scan)
+        yield from _behaviour(scan, answer, planned=False)
+        if scan.tr:
+            behind = pace.duration_of(scan) < min(answer.seconds, LONGEST_PACED)
+            at_pace = scanner.send(module, scan, realtime=True) if behind else None
+            yield pace.finding(scan, answer, used.most, memory.free(), at_pace)
+        found = list(answers.check(answer.images, set(), scan))
+        if any(each.level and each.subject in ("geometry", "field of view") for each in found):
+            # It may be a report, which lies nowhere.
+            reports = _reports(answer, scanner.send(module, scans.flipped(scan)))
+            found = list(answers.check(answer.images, reports, scan))
+        yield from found
     else:
         yield from _nothing_comes([(scan, answer)])
 
 
-def _examine_kind(scanner: Scanner, module: str, kind: str, scan: Scan, answer: Answer) -> Iterator[Finding]:
+def _examine_kind(
+    scanner: Scanner, module: str, kind: str, scan: Scan, answer: Answer, paced: bool
+) -> Iterator[Finding]:
     yield ok("input", _summary(scan, answer))
     yield from _behaviour(scan, answer, planned=False)
     other_scan = scans.make(kind, mirrored=True)
@@ -87,6 +102,8 @@ def _examine_kind(scanner: Scanner, module: str, kind: str, scan: Scan, answer: 
     if not again.closed:
         yield _does_not_end(scan, again, scanner.patience)
         return
+    if paced and 0 < pace.duration_of(scan) <= LONGEST_PACED:
+        yield pace.timing(scan, scanner.send(module, scan, realtime=True))
     yield _state(answer, again, other, [finding.text for finding in found if finding.level], reports, other_scan)
     for wrong in (scans.empty(scan), scans.spoilt(scan)):
         result = scanner.send(module, wrong)
@@ -97,15 +114,8 @@ def _examine_kind(scanner: Scanner, module: str, kind: str, scan: Scan, answer: 
 
 
 def _summary(scan: Scan, answer: Answer) -> str:
-    first = answer.image_times[0]
-    when = f"the first {1e3 * first:.0f} ms after the scan began"
-    if first > answer.last_sent:
-        when = f"the first {1e3 * (first - answer.last_sent):.0f} ms after the scan was over"
     series = len(answers.by_series(answer.images))
-    return (
-        f"{scan.name}: {len(answer.images)} images in {series} series, {when}; the session ended "
-        f"{1e3 * max(answer.seconds - answer.last_sent, 0):.0f} ms after the scan"
-    )
+    return f"{scan.name}: {len(answer.images)} images in {series} series; the session ends"
 
 
 def _does_not_end(scan: Scan, answer: Answer, patience: float) -> Finding:
@@ -168,7 +178,7 @@ def _same(some: list, others: list) -> bool:
         if one.data.shape != other.data.shape:
             return False
         a, b = (each.data.astype(np.complex128) for each in (one, other))
-        if np.abs(a - b).max(initial=0) > SAME * max(np.abs(a).max(initial=0), 1):
+        if np.linalg.norm(a - b) > SAME * np.linalg.norm(a):
             return False
     return True
 
@@ -263,26 +273,3 @@ def find(module: str, folders: Sequence[Path]) -> Finding:
         return fault("module", f"there is no module '{module}' (a file {module}.py that defines process) in {names}")
     shown = path.relative_to(PROJECT_FOLDER) if path.is_relative_to(PROJECT_FOLDER) else path
     return ok("module", f"{shown} can be loaded")
-
-
-def of_file(path: Path, header_xml: str, header: object, items: Sequence, longest: int) -> Scan:
-    """Scan of a file: its messages as they are, where its slices lie, no known object.
-
-    Raises
-    ------
-    ValueError
-        It holds nothing, or is larger than `longest` [bytes].
-    """
-    if not items:
-        raise ValueError(f"{path} holds no readouts and no images")
-    size = sum(item.data.nbytes for item in items)
-    if size > longest:
-        raise ValueError(
-            f"{path} holds {size / MIB:.0f} MiB, more than the {longest / MIB:.0f} MiB that fit into memory"
-        )
-    places = dict.fromkeys(
-        scans.Place(*(tuple(getattr(item, name)) for name in ("position", "read_dir", "phase_dir", "slice_dir")))
-        for item in items
-        if not isinstance(item, ismrmrd.Waveform)
-    )
-    return Scan(path.name, header, items, tuple(places), None, 0.0, header_xml)

@@ -33,6 +33,8 @@ UID = 4711  # of the first measurement
 DWELL = 5.0  # [us]
 MINI_HEADER = '<ParamMap.""> { <ParamBool."BIsSeriesEnd"> { } <ParamLong."NumberInSeries"> { 1 } }'
 SPIRAL_REPETITIONS = 11  # times all arms
+ARMS = 7  # of the spiral, at least
+LENGTH = 1.0  # of scans of any size, at least [s]
 PHYSIOLOGY_TIME = 30.0  # length of the scan with ECG and pilot tone [s]
 
 
@@ -82,7 +84,7 @@ def _places(centre: Sequence[float], axes: NDArray[np.float64], slices: int) -> 
     return tuple(Place(tuple(np.array(centre) + offset * axes[2]), read, phase, normal) for offset in offsets)
 
 
-def _phantom(size: float, mirrored: bool, slices: int = SLICES) -> Phantom:
+def stack(size: float, slices: int = SLICES, mirrored: bool = False) -> Phantom:
     """Object in slices that lie as no module would guess."""
     return Phantom(_places(CENTRE, readout_axes(ROTATION), slices), SPACING, size, mirrored)
 
@@ -153,7 +155,7 @@ def make_header(
 
 # -------------------------------------------------------------------------------------------------------------- scans
 def cartesian(
-    mirrored: bool = False, matrix: tuple[int, int] = (40, 32), coils: int = 4, tr: float = 10e-3, pixel: float = 6.0,
+    mirrored: bool = False, matrix: tuple[int, int] = (40, 32), coils: int = 4, tr: float = 4e-3, pixel: float = 6.0,
     repetitions: int = REPETITIONS,
 ) -> Scan:  # fmt: skip
     """Cartesian scan of two slices, each repetition of one after the other; an ECG goes along.
@@ -174,7 +176,7 @@ def cartesian(
         How often each slice is acquired.
     """
     header = make_header(matrix, pixel, coils, tr, oversampling=2, repetitions=repetitions)
-    return cartesian_of(header, _phantom(pixel * min(matrix), mirrored), repetitions, tr, mirrored)
+    return cartesian_of(header, stack(pixel * min(matrix), mirrored=mirrored), repetitions, tr, mirrored)
 
 
 def cartesian_of(header: Any, phantom: Phantom, repetitions: int, tr: float, later: bool = False) -> Scan:
@@ -234,16 +236,27 @@ def _readout(
 
 
 def spiral(
-    mirrored: bool = False, matrix: int = 32, coils: int = 4, tr: float = 10e-3, repetitions: int = SPIRAL_REPETITIONS,
+    mirrored: bool = False, matrix: int = 32, coils: int = 4, tr: float = 4e-3, repetitions: int = SPIRAL_REPETITIONS,
     slices: int = SLICES,
 ) -> Scan:  # fmt: skip
     """Spiral scan whose slices take turns; readouts carry their trajectory. See `cartesian`."""
-    design = SpiralDesign(fov=0.2, resolution=0.2 / matrix, interleaves=7, ordering="linear", pre_discard=0)
-    trajectory = design_spiral(design)
+    trajectory = _shortened(matrix, tr)
     pixel = 1e3 * trajectory.resolution
     header = make_header((matrix, matrix), pixel, coils, tr, kind="spiral", arms=trajectory.arms, slices=slices)
-    phantom = _phantom(pixel * matrix, mirrored, slices)
+    phantom = stack(pixel * matrix, slices, mirrored)
     return spiral_of(header, trajectory, phantom, repetitions * slices * trajectory.arms, tr, mirrored)
+
+
+def _shortened(matrix: int, tr: float) -> Trajectory:
+    """Spiral of so few arms that each fits into the TR."""
+    for arms in range(ARMS, 4 * matrix + ARMS):
+        design = SpiralDesign(
+            fov=0.2, resolution=0.2 / matrix, interleaves=arms, ordering="linear", pre_discard=0, dwell=4e-6
+        )
+        trajectory = design_spiral(design)
+        if trajectory.readout_length * trajectory.dwell < 0.8 * tr:
+            return trajectory
+    raise ValueError(f"no spiral of matrix {matrix} fits into a TR of {1e3 * tr:g} ms")
 
 
 def spiral_of(
@@ -286,7 +299,7 @@ def spiral_of(
 def spiral_with_physiology(mirrored: bool = False) -> Scan:
     """Long spiral scan of one slice with ECG and pilot tone, for reconstructions that sort by them."""
     tr = 20e-3
-    scan = spiral(mirrored, matrix=24, coils=2, tr=tr, repetitions=round(PHYSIOLOGY_TIME / tr / 7), slices=1)
+    scan = spiral(mirrored, matrix=24, coils=2, tr=tr, repetitions=round(PHYSIOLOGY_TIME / tr / ARMS), slices=1)
     random, begin = np.random.default_rng(5), START + mirrored * LATER
     physiology = spiralphysiology.make_physiology(PHYSIOLOGY_TIME, random, tr=tr)
     pilot = spiralphysiology.pilot_tone(physiology, len(scan.messages), tr, 0.15, begin, random)
@@ -303,7 +316,7 @@ def _end(waveform: Any) -> float:
 def images(mirrored: bool = False, matrix: tuple[int, int] = (40, 32), pixel: float = 6.0) -> Scan:
     """Magnitude and phase images of two slices, in two series, with a vendor's attributes. See `cartesian`."""
     header = make_header(matrix, pixel, 1, 10e-3)
-    phantom = _phantom(pixel * min(matrix), mirrored)
+    phantom = stack(pixel * min(matrix), mirrored=mirrored)
     made = []
     for series, kind in ((1, ismrmrd.IMTYPE_MAGNITUDE), (2, ismrmrd.IMTYPE_PHASE)):
         for number, place in enumerate(phantom.places):
@@ -347,6 +360,21 @@ def empty(scan: Scan) -> Scan:
     return Scan(f"a scan without data ({scan.name})", scan.header, [], scan.places, None, scan.tr, scan.header_xml)
 
 
+def flipped(scan: Scan) -> Scan:
+    """Return the scan with other content and the same headers: k-space conjugated, images mirrored."""
+    messages: list[Any] = []
+    for message in scan.messages:
+        changed: Any = message
+        if isinstance(message, ismrmrd.Image):
+            data = np.ascontiguousarray(message.data[..., ::-1])
+            changed = ismrmrd.Image(head=message.getHead(), data=data, meta=ismrmrd.Meta(message.meta))
+        elif isinstance(message, ismrmrd.Acquisition):
+            changed = copy.deepcopy(message)
+            changed.data[:] = message.data.conj()
+        messages.append(changed)
+    return Scan(scan.name, scan.header, messages, scan.places, None, scan.tr, scan.header_xml)
+
+
 def spoilt(scan: Scan) -> Scan:
     """Return the scan with a message in the middle that does not fit the others: its size, its place in k-space."""
     messages = list(scan.messages)
@@ -383,3 +411,31 @@ KINDS = tuple(_MAKERS)
 def make(kind: str, mirrored: bool = False) -> Scan:
     """Scan of a kind, or the same of the mirrored object, hours later; nobody changes it."""
     return _MAKERS[kind](mirrored)
+
+
+def sized(kind: str, matrix: int, coils: int, tr: float) -> Scan:
+    """Scan of a kind of k-space that lasts about a second, of any size.
+
+    Parameters
+    ----------
+    kind
+        "cartesian" or "spiral".
+    matrix
+        Pixels along each side.
+    coils
+        Number of coils.
+    tr
+        Time from readout to readout [s].
+
+    Raises
+    ------
+    ValueError
+        There is no such scan.
+    """
+    if kind == "cartesian":
+        repetitions = max(round(LENGTH / (tr * matrix * SLICES)), REPETITIONS)
+        return cartesian(matrix=(matrix, matrix), coils=coils, tr=tr, pixel=240 / matrix, repetitions=repetitions)
+    if kind == "spiral":
+        turns = max(round(LENGTH / (tr * SLICES * ARMS)), SPIRAL_REPETITIONS)
+        return spiral(matrix=matrix, coils=coils, tr=tr, repetitions=turns)
+    raise ValueError("only Cartesian and spiral k-space can be of any size here")

@@ -17,11 +17,13 @@ FLOORS = (  # each imports from those before it and from its own
     {"solvers"},
     {"serving"},
     {"server"},
-    {"main"},
+    {"main", "simulation"},
+    {"checks"},
+    {"doctor"},
 )
-NOT_FOR_MODULES = {"serving", "server", "main"}
-ROOMS = {"mrdio", "recon", "solvers", "serving", "dicomio", "sending", "simulation"}
-MOST_AT_ROOT = 26
+NOT_FOR_MODULES = {"serving", "server", "main", "checks", "doctor"}
+ROOMS = {"mrdio", "recon", "solvers", "serving", "dicomio", "sending", "simulation", "checks"}
+MOST_AT_ROOT = 27
 
 
 def floor(name):

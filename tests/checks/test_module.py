@@ -42,7 +42,7 @@ def test_a_planted_fault_is_found(scanner, monkeypatch, name):
     if name == "never_ends":
         monkeypatch.setattr(scanner, "patience", SHORT)
     try:
-        findings = list(module.examine(scanner, f"faulty_{name}"))
+        findings = list(module.examine(scanner, f"faulty_{name}", paced=False))
     finally:
         sys.modules[f"mrd_module_faulty_{name}"].released.set()
     found = [each for each in findings if each.level]
