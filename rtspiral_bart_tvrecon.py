@@ -22,7 +22,8 @@ import mrdhelper
 from connection import Connection
 from recon import configuration, noise, spiral
 from recon.configuration import SpiralConfig, parameter
-from recon.readouts import Readouts, receive, repetition_time
+from recon.fieldcorrection import open_correction
+from recon.readouts import Readouts, receive
 from solvers import backends, movies
 from solvers.problem import IterativeReconstruction
 
@@ -68,18 +69,22 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     settings = configuration.load(TfdConfig)
     options = settings.reconstruction
     solver = backends.open_solver(options, connection.send_text, connection.info)
-    scan = spiral.SpiralScan(settings, metadata, connection.warn, keep_waveforms=True, tell=connection.info)
+    fields = open_correction(options, metadata, connection.info, connection.warn)
+    scan = spiral.SpiralScan(
+        settings, metadata, connection.warn, keep_waveforms=True, tell=connection.info, fields=fields
+    )
 
     most = options.num_recon_frames * options.arms_per_frame
     messages = noise.prewhiten(
         connection, metadata, options.prewhiten, connection.info, connection.warn, connection.dependency
     )
     slices = receive(scan, messages, options.fov_oversampling, most)
+    backends.leave_fields(solver, slices, connection.warn)
     series = movies.divide(
         slices, solver, arms=options.arms_per_frame, frames=options.num_recon_frames, chunks=options.num_chunks,
         tell=connection.info, warn=connection.warn,
     )  # fmt: skip
-    tr = repetition_time(metadata)
+    tr = mrdhelper.repetition_time(metadata)
     check_time(slices, tr, connection)
 
     index, to_pixels = itertools.count(1), mrdhelper.SeriesScale(metadata, connection.warn)

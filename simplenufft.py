@@ -2,8 +2,8 @@
 
 Send raw data with config ``simplenufft``. One magnitude image comes back for each repetition, slice, contrast, set and
 cardiac phase, as soon as the repetition is complete, or at the end of the scan; one for each partition of a 3-D stack.
-The trajectory is that of the sequence's metafile, or else the one that the readouts carry. Settings:
-``configs/simplenufft_config.toml``, read for each scan.
+The trajectory is that of the sequence's metafile or Pulseq file, or else the one that the readouts carry, as it was
+designed, without a gradient response. Settings: ``configs/simplenufft_config.toml``, read for each scan.
 """
 
 import logging
@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 import coils
 import mrdhelper
 from connection import Connection
-from recon import configuration, noise, noncartesian
-from recon.configuration import MetafileConfig, parameter
+from recon import configuration, noise, noncartesian, nufft
+from recon.configuration import FieldSettings, MetafileConfig, parameter
+from recon.fieldcorrection import FieldCorrection, open_correction
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class NufftReconstruction:
+class NufftReconstruction(FieldSettings):
     """Table [reconstruction]."""
 
     coil_combine: str = parameter(
@@ -47,6 +48,12 @@ class NufftConfig(MetafileConfig):
     reconstruction: NufftReconstruction = field(default_factory=NufftReconstruction)
 
 
+def prepare(config: Any, metadata: Any) -> None:
+    """Do what can be done before the first readout comes: read the trajectory, compile."""
+    noncartesian.find_source(metadata, configuration.load(NufftConfig).metafile_paths)
+    nufft.warm_up()
+
+
 def process(connection: Connection, config: Any, metadata: Any) -> None:
     """Reconstruct non-Cartesian raw data and send the images.
 
@@ -60,6 +67,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
         The MRD header.
     """
     settings = configuration.load(NufftConfig)
+    fields = open_correction(settings.reconstruction, metadata, connection.info, connection.warn)
     to_pixels = mrdhelper.SeriesScale(metadata, connection.warn)
     readouts = noise.prewhiten(
         connection, metadata, settings.reconstruction.prewhiten, connection.info, connection.warn, connection.dependency
@@ -68,7 +76,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     for slabs in noncartesian.sort_repetitions(
         readouts, metadata, settings.metafile_paths, connection.info, connection.warn
     ):
-        images = [reconstruct(slab, settings.reconstruction.coil_combine) for slab in slabs]
+        images = [reconstruct(slab, settings.reconstruction.coil_combine, fields) for slab in slabs]
         to_pixels.see(*images)
         for slab, partitions in zip(slabs, images, strict=True):
             for head, pixels in zip(slab.image_heads, map(to_pixels, partitions), strict=True):
@@ -81,9 +89,11 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     logger.info("sent %d images", index)
 
 
-def reconstruct(slab: noncartesian.Slab, coil_combine: str) -> NDArray[np.float32]:
+def reconstruct(
+    slab: noncartesian.Slab, coil_combine: str, fields: FieldCorrection | None = None
+) -> NDArray[np.float32]:
     """Reconstruct one slice or slab to magnitude images [partition, row, column]."""
-    image = noncartesian.to_image(slab)  # [coil, partition, row, column]
+    image = noncartesian.to_image(slab, fields)  # [coil, partition, row, column]
     if coil_combine == "rssq":
         return coils.rssq(image)
     _, combined = coils.inati(image)

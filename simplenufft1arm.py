@@ -20,9 +20,19 @@ import mrdhelper
 from connection import Connection
 from recon import configuration, nufft, realtime, spiral
 from recon.configuration import SpiralConfig, SpiralReconstruction, parameter
+from recon.fieldcorrection import open_correction
+from recon.fieldplan import with_fields
 from recon.realtime import Frame
 from recon.spiralreadout import SpiralReadout
-from recon.viewsharing import FOOTPRINT, USABLE_PART, SharedViews, check_memory, plan_for, plan_of_new_arm
+from recon.viewsharing import (
+    FOOTPRINT,
+    USABLE_PART,
+    SharedViews,
+    check_memory,
+    in_time,
+    plan_for,
+    plan_of_new_arm,
+)
 
 
 @dataclass(frozen=True)
@@ -81,16 +91,19 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     settings = configuration.load(ViewSharingConfig)
     nufft.open_backend(settings.reconstruction.gpu_device)
     hold = FOOTPRINT if settings.reconstruction.ignore_arms_per_frame else settings.reconstruction.arms_per_frame
-    scan = spiral.SpiralScan(settings, metadata, connection.warn, tell=connection.info, hold=hold)
+    fields = open_correction(settings.reconstruction, metadata, connection.info, connection.warn)
+    scan = spiral.SpiralScan(settings, metadata, connection.warn, tell=connection.info, hold=hold, fields=fields)
 
     readouts = realtime.receive(connection, scan, metadata, settings.reconstruction.prewhiten)
     to_pixels = as_complex if settings.reconstruction.save_complex else mrdhelper.SeriesScale(metadata, connection.warn)
-    realtime.send(connection, scan, reconstruct(readouts, scan, settings.reconstruction), to_pixels)
+    frames = reconstruct(readouts, scan, settings.reconstruction, mrdhelper.repetition_time(metadata))
+    realtime.send(connection, scan, frames, to_pixels)
 
 
 def reconstruct(
-    readouts: Iterable[SpiralReadout], scan: spiral.SpiralScan, settings: ViewSharingReconstruction
-) -> Iterator[Frame]:
+    readouts: Iterable[SpiralReadout], scan: spiral.SpiralScan, settings: ViewSharingReconstruction,
+    tr: float | None = None,
+) -> Iterator[Frame]:  # fmt: skip
     """Grid each arm when it comes, and yield each frame with its last arm, if enough of them are usable.
 
     Parameters
@@ -101,6 +114,8 @@ def reconstruct(
         Where they come from.
     settings
         Table [reconstruction] of the configuration.
+    tr
+        Repetition time [s], which the field correction has to keep up with; None: not known.
 
     Raises
     ------
@@ -109,22 +124,24 @@ def reconstruct(
     """
     length, shift = settings.arms_per_frame, settings.window_shift
     plan_of = functools.lru_cache(maxsize=8)(functools.partial(plan_for, scan, settings=settings))
-    new_arm = functools.partial(plan_of_new_arm, scan, settings=settings)
     slices: dict[int, SharedViews] = {}
     dropped = 0
     for readout in readouts:
-        scan.ledger.begin(readout.arrival, mrdhelper.ticks_to_seconds(readout.head.acquisition_time_stamp))
+        scan.ledger.begin(readout.arrival, readout.moment)
         number = readout.head.idx.slice
         here = slices.get(number)
-        if here is None or here.orientation != readout.orientation:
+        if here is None or here.place != scan.place_of(readout):
             if settings.ignore_arms_per_frame:
                 length = shift = scan.designed.interleaves
-            plan = plan_of(scan.trajectory_of(readout))
+            uncorrected, coil_count = plan_of(scan.trajectory_of(readout)), readout.samples.shape[0]
+            correction = in_time(scan.correction(readout), uncorrected, scan, coil_count, shift, tr)
+            plan = with_fields(uncorrected, correction)
             windows = len(slices | {number: here})
-            check_memory(plan, readout.samples.shape[0], length, shift, windows, settings.gpu_device)
+            check_memory(plan, coil_count, length, shift, windows, settings.gpu_device)
             here = slices[number] = SharedViews(
-                plan, readout, length, shift, settings.coil_combine == "adaptive", new_arm
-            )
+                plan, readout, length, shift, settings.coil_combine == "adaptive", scan.place_of(readout),
+                functools.partial(plan_of_new_arm, scan, settings, correction),
+            )  # fmt: skip
         grid = here.add(readout)
         if grid is not None and here.usable_part < USABLE_PART:
             dropped += 1

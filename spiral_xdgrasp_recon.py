@@ -28,8 +28,10 @@ import mrdhelper
 from connection import Connection
 from recon import configuration, memory, noise, physio, physiobins, spiral
 from recon.configuration import SpiralConfig, parameter
-from recon.readouts import Readouts, prepare_each, receive, repetition_time
+from recon.fieldcorrection import open_correction
+from recon.readouts import Readouts, prepare_each, receive
 from solvers import backends as solvers
+from solvers.linops import arm_fields
 from solvers.native_recon import Penalty
 from solvers.problem import IterativeReconstruction
 
@@ -96,12 +98,14 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     warn, tell = connection.warn, connection.info
     settings = configuration.load(XdConfig)
     solver = solvers.open_solver(settings.reconstruction, connection.send_text, tell)
-    scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True, tell=tell)
+    fields = open_correction(settings.reconstruction, metadata, tell, warn)
+    scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True, tell=tell, fields=fields)
 
     prewhiten = settings.reconstruction.prewhiten
     messages = noise.prewhiten(connection, metadata, prewhiten, tell, warn, connection.dependency)
     slices = receive(scan, messages, settings.reconstruction.fov_oversampling)
-    tr = repetition_time(metadata)
+    solvers.leave_fields(solver, slices, warn)
+    tr = mrdhelper.repetition_time(metadata)
     hearts = prepare_each(lambda one: (one, sort(one, scan.waveforms, settings, tr, warn)), slices, warn)
     check_memory([bins for _, bins in hearts], scan.matrix)
     for readouts, bins in hearts:
@@ -205,9 +209,10 @@ def part_of(
     readouts: Readouts, maps: NDArray[Any], bins: physiobins.BinTable, options: XdReconstruction
 ) -> solvers.Part:
     """Return the solver's input: all bins [respiratory, cardiac] together."""
+    columns = np.array(readouts.columns)[bins.readouts]
     return solvers.Part(
         samples=readouts.samples[bins.readouts],
-        coordinates=readouts.coordinates[np.array(readouts.columns)[bins.readouts]],
+        coordinates=readouts.coordinates[columns],
         maps=maps,
         penalties=(
             Penalty(axis=0, weight=options.reg_lambda_resp, cyclic=True),
@@ -216,6 +221,7 @@ def part_of(
         iterations=options.num_iter,
         columns=len(readouts.coordinates),
         weights=bins.weights,
+        fields=arm_fields(readouts.correction, columns),
     )
 
 

@@ -138,9 +138,9 @@ def make_header(
             measurementID="doctor", patientPosition=xsd.patientPositionType.HFS, protocolName="doctor"
         ),
         acquisitionSystemInformation=xsd.acquisitionSystemInformationType(
-            systemVendor="SIEMENS", systemModel="simulation", systemFieldStrength_T=0.55, receiverChannels=coils
+            systemVendor="SIEMENS", systemModel="simulation", systemFieldStrength_T=3.0, receiverChannels=coils
         ),
-        experimentalConditions=xsd.experimentalConditionsType(H1resonanceFrequency_Hz=23_616_000),
+        experimentalConditions=xsd.experimentalConditionsType(H1resonanceFrequency_Hz=127_728_000),
         encoding=[
             xsd.encodingType(
                 trajectory=xsd.trajectoryType(kind),

@@ -287,15 +287,31 @@ def load(cls: type[FileConfig], path: str | Path | None = None) -> FileConfig:
         raise ConfigurationError(f"{file}: cannot be parsed: {error}{hint}") from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{file}: holds {type(values).__name__}, must hold keys and tables")
-    logger.debug("Configuration read from %s", file)
-    return from_mapping(cls, values, str(file))
+    settings = from_mapping(cls, values, str(file))
+    logger.info("Settings read from %s", file, extra={"settings": settings, "file": file})  # the live view shows them
+    return settings
 
 
-# --- The spiral reconstructions -------------------------------------------------------------------------------------
+# --- The non-Cartesian reconstructions ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class SpiralReconstruction:
+class FieldSettings:
+    """Keys of a table [reconstruction]: which field errors are corrected, and how well; see `fieldterms`."""
+
+    concomitant: str = parameter(
+        "auto",
+        "Correct the concomitant fields of the gradients. auto: at fields below 1 T.",
+        choices=("auto", "on", "off"),
+    )
+    field_map: str = parameter("", "Map of the off-resonance; empty: it is not corrected.")
+    field_tolerance: float = parameter(
+        1e-2, "Error of the field correction, relative to the signal: smaller takes longer.", minimum=1e-4, maximum=0.5
+    )
+
+
+@dataclass(frozen=True)
+class SpiralReconstruction(FieldSettings):
     """Table [reconstruction]: what every spiral reconstruction takes."""
 
     apply_girf: bool = parameter(
@@ -317,7 +333,7 @@ class SpiralReconstruction:
 
 @dataclass(frozen=True)
 class MetafileConfig:
-    """What every configuration has whose module takes trajectories of metafiles; a module's own names its `FILE`."""
+    """Settings of every module that takes trajectories of metafiles; a module's own class names its `FILE`."""
 
     FILE: ClassVar[str]
     metafile_paths: tuple[Path, ...] = parameter(

@@ -24,11 +24,14 @@ from recon import memory, nufft
 from recon.armsource import ArmReadout, ArmSource, find_source
 from recon.cartesian import field_of_view, partition_heads
 from recon.density import compensation
+from recon.fieldcorrection import Correction, FieldCorrection
+from recon.fieldplan import FieldPlan, combined
 from recon.fourier import Axis, to_image_axis
 from recon.kspacevolume import partition_axis
 from recon.mrdencoding import checked_size, extent, first_index, griddable_encoding
 from recon.outliers import OutlierFilter, UnusableScanError
 from recon.readoutgroups import Key, ReadoutGroup, by_repetition, sort_groups
+from recon.sequenceextent import designed_field_of_view
 from recon.telling import once
 
 logger = logging.getLogger(__name__)
@@ -51,12 +54,15 @@ class Arms:
         Density compensation [arm, sample].
     plan
         Tables of the weighted adjoint transform.
+    dwell
+        Time from sample to sample [s]; 0: not known.
     """
 
     k: NDArray[np.float64]
     samples: NDArray[np.complex64]
     weights: NDArray[np.float64]
     plan: nufft.ArmPlan
+    dwell: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,24 +161,62 @@ def sort_repetitions(
     builder.finish()
 
 
-def to_image(slab: Slab) -> NDArray[np.complex64]:
+def to_image(slab: Slab, fields: FieldCorrection | None = None) -> NDArray[np.complex64]:
     """Transform the samples of a slab to its images.
 
     The weighted adjoint transform of each partition's arms, then the inverse Fourier transform along the partitions.
-    The order makes no difference to the image, and in this one the arms may differ from partition to partition.
+    The order makes no difference to the image, and in this one the arms may differ from partition to partition. With
+    field correction, the terms' images are combined last, as fields differ from partition to partition of the image.
+
+    Parameters
+    ----------
+    slab
+        Samples.
+    fields
+        Corrects field errors; None: nothing does.
 
     Returns
     -------
     Images [coil, partition, row, column].
     """
-    number = next(each.samples.shape[0] for each in slab.planes if each is not None)
-    images = np.zeros((number, len(slab.planes), *slab.shape), np.complex64)
-    for image, arms in zip(np.moveaxis(images, 1, 0), slab.planes, strict=True):
+    coil_count = next(each.samples.shape[0] for each in slab.planes if each is not None)
+    correction = _correction(slab, fields)
+    if correction is None:
+        return _to_images(slab, coil_count, lambda number, arms: arms.plan.adjoint(arms.samples))
+    spatial, count = correction.terms.spatial, len(correction)
+    first = np.cumsum([0, *(0 if each is None else len(each.k) for each in slab.planes)])
+
+    def term_images(number: int, arms: Arms) -> NDArray[np.complex64]:
+        own = slice(first[number], first[number + 1]) if len(correction.temporal) > 1 else slice(None)
+        plan = FieldPlan(arms.plan, spatial[:, number], correction.temporal[own])
+        grid = plan.zeros(coil_count)
+        for arm in range(len(arms.k)):
+            plan.add_arm(grid, arm, arms.samples[:, arm])
+        return plan.term_images(grid).reshape(-1, *slab.shape)
+
+    images = _to_images(slab, count * coil_count, term_images)
+    return combined(images.reshape(count, coil_count, *images.shape[1:]), spatial[:, np.newaxis])
+
+
+def _to_images(slab: Slab, count: int, of_plane: Callable[[int, Arms], NDArray[np.complex64]]) -> NDArray[np.complex64]:
+    """So many images [image, partition, row, column] of the planes' own [image, row, column]."""
+    images = np.zeros((count, len(slab.planes), *slab.shape), np.complex64)
+    for number, arms in enumerate(slab.planes):
         if arms is not None:
-            image[:] = arms.plan.adjoint(arms.samples)
+            images[:, number] = of_plane(number, arms)
     if len(slab.planes) > 1:
         images = to_image_axis(images, slab.partitions, 1, mirrored=True)
     return images.astype(np.complex64, copy=False)
+
+
+def _correction(slab: Slab, fields: FieldCorrection | None) -> Correction | None:
+    """Terms of all partitions' images, for the arms of all planes in k-space one after the other."""
+    if fields is None or not fields.active:
+        return None
+    planes = [each for each in slab.planes if each is not None]
+    fov = image_size(slab.encoding)[1]
+    k = np.concatenate([each.k for each in planes]) / fov
+    return fields.terms(k, planes[0].dwell, slab.image_heads, slab.shape, (1e3 * fov[0], 1e3 * fov[1]))
 
 
 def _received(items: Iterable[Any], source: ArmSource) -> Iterator[ArmReadout]:
@@ -234,7 +278,9 @@ class _Builder:
     def _usable(self, readouts: list[ArmReadout]) -> list[ArmReadout]:
         """Readouts that are measurements, as compared with others of the same image."""
         texts: list[str] = []
-        marked = OutlierFilter(texts.append).marked(readouts)
+        # Lines that pass by the centre differ in brightness, as those of a Cartesian scan do.
+        judged = all(each.passes_centre for each in readouts)
+        marked = OutlierFilter(texts.append, by_brightness=judged).marked(readouts)
         usable = [each for each in marked if each.usable and isinstance(each, ArmReadout)]
         for text in texts:
             (logger.warning if self._told else self._warn)(text)
@@ -259,12 +305,18 @@ class _Builder:
     def _slab(self, key: Key, encoding: Any, readouts: list[ArmReadout]) -> Slab:
         partitions = partition_axis(encoding, [each.head for each in readouts])
         offset = first_index(encoding, "kspace_encoding_step_2", partitions.points) if partitions.points > 1 else 0
-        planes: dict[int, list[ArmReadout]] = {number: [] for number in range(partitions.points)}
+        counters = {each.head.idx.kspace_encode_step_2 for each in readouts}
+        if partitions.points == 1 and len(counters) > 1:
+            raise ValueError(
+                f"readouts of one slice have kspace_encode_step_2 {min(counters)} to {max(counters)}, but "
+                "encodedSpace.matrixSize.z is 1: it has to be the number of partitions"
+            )
+        planes: dict[int, list[int]] = {number: [] for number in range(partitions.points)}
         outside = 0
-        for each in readouts:
+        for number, each in enumerate(readouts):
             partition = each.head.idx.kspace_encode_step_2 + offset if partitions.points > 1 else 0
             outside += partition not in planes
-            planes.get(partition, []).append(each)
+            planes.get(partition, []).append(number)
         if outside == len(readouts):
             raise ValueError(
                 f"none of {outside} readouts lies in the matrix: kspace_encode_step_2 of the first is "
@@ -277,18 +329,31 @@ class _Builder:
             self._warn(
                 f"{empty} of {partitions.points} partitions are missing: they are taken as zero, expect blurring"
             )
+        shape, _ = image_size(encoding)
+        k, weights = self._source.arms(readouts, encoding)
+        arms = [
+            self._arms([readouts[n] for n in plane], encoding, k[plane], None if weights is None else weights[plane])
+            if plane
+            else None
+            for plane in planes.values()
+        ]
         return Slab(
             key=key,
             encoding=encoding,
             heads=(readouts[len(readouts) // 2].head,),
             partitions=partitions,
-            shape=image_size(encoding)[0],
-            planes=[self._arms(plane, encoding) if plane else None for plane in planes.values()],
+            shape=shape,
+            planes=arms,
         )
 
-    def _arms(self, readouts: list[ArmReadout], encoding: Any) -> Arms:
+    def _arms(
+        self,
+        readouts: list[ArmReadout],
+        encoding: Any,
+        k: NDArray[np.float64],
+        weights: NDArray[np.float64] | None,
+    ) -> Arms:
         shape, fov = image_size(encoding)
-        k, weights = self._source.arms(readouts, encoding)
         first, place = distinct_arms(k)
         needed, limit = len(first) * k.shape[1] * BYTES_PER_SAMPLE, memory.usable()
         if needed > limit:
@@ -301,14 +366,19 @@ class _Builder:
             samples[arm] += readout.samples
         samples /= np.bincount(place)[:, np.newaxis, np.newaxis]
         k = k[first]
-        name = (k.tobytes(), None if weights is None else weights[first].tobytes(), shape, fov)
+        encoded = tuple(extent(encoding.encodedSpace.fieldOfView_mm, axis) for axis in "xy")
+        name = (k.tobytes(), None if weights is None else weights[first].tobytes(), shape, fov, encoded)
         if name not in self._plans:
             if len(self._plans) >= PLANS:
                 del self._plans[next(iter(self._plans))]
-            weights = compensation(k, fov) if weights is None else as_areas(weights[first], k)
+            if weights is None:
+                designed = designed_field_of_view(k, encoding)
+                weights = compensation(k, (designed, designed))
+            else:
+                weights = as_areas(weights[first], k)
             self._plans[name] = weights, nufft.ArmPlan(k * fov, shape, weights)
         weights, plan = self._plans[name]
-        return Arms(k * fov, np.ascontiguousarray(np.moveaxis(samples, 1, 0)), weights, plan)
+        return Arms(k * fov, np.ascontiguousarray(np.moveaxis(samples, 1, 0)), weights, plan, readouts[0].dwell)
 
 
 def distinct_arms(k: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,11 +49,20 @@ class GpuUnavailableError(ValueError):
     """A GPU was asked for, and there is none, or no CuPy to reach it with."""
 
 
-@functools.lru_cache(maxsize=1)
-def _compiled_loops() -> tuple[Callable, Callable]:
-    """Compile the CPU loops, or load them from the cache; they release the interpreter lock."""
+def compiled(loop: Callable) -> Callable:
+    """Compile a loop for the CPU, or load it from the cache; it releases the interpreter lock."""
     import numba
 
+    try:
+        return numba.njit(nogil=True, fastmath=True, cache=True)(loop)
+    except RuntimeError:  # no folder that the cache could be written to
+        logger.info("no writable cache for compiled code: %s is compiled anew in this process", loop.__name__)
+        return numba.njit(nogil=True, fastmath=True)(loop)
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_loops() -> tuple[Callable, Callable]:
+    """Compiled loops that spread and interpolate."""
     # Unsigned indices: for signed ones each access would ask whether it counts from the end, and nothing is vectorised.
     index = np.uint64
 
@@ -98,13 +108,6 @@ def _compiled_loops() -> tuple[Callable, Callable]:
             for i in range(width):
                 for c in range(values):
                     data[s, c] += taps[s, 0, i] * row[index(i * values + c)]
-
-    def compiled(loop: Callable) -> Callable:
-        try:
-            return numba.njit(nogil=True, fastmath=True, cache=True)(loop)
-        except RuntimeError:  # no folder that the cache could be written to
-            logger.info("no writable cache for compiled code: %s is compiled anew in this process", loop.__name__)
-            return numba.njit(nogil=True, fastmath=True)(loop)
 
     return compiled(spread), compiled(interpolate)
 
@@ -287,6 +290,10 @@ class ArmPlan:
         """Return the context in which arrays of this plan are worked on; for the CPU it does nothing."""
         return self._backend.device()
 
+    def grid_bytes(self, coils: int) -> int:
+        """Memory of one grid [bytes]."""
+        return math.prod(self.grid_shape) * coils * self.dtype.itemsize
+
     def zeros(self, coils: int) -> Any:
         """Return an empty grid [y, x, coil] for `add_arm`."""
         with self.device():
@@ -347,7 +354,7 @@ class ArmPlan:
             half[row:ny] = xp.moveaxis(xp.asarray(image, self.dtype) * self._correction, 0, 2)
             grid = self.zeros(coils)
             grid[:, col:nx] = fft.ifft(half, axis=0, norm="forward")
-            grid = fft.ifft(grid, axis=1, norm="forward").view(self._real)
+            grid = xp.ascontiguousarray(fft.ifft(grid, axis=1, norm="forward")).view(self._real)  # CuPy's are not
             arms = range(self.arms) if arms is None else arms
             data = xp.zeros((len(arms), self.samples, 2 * coils), self._real)
             for arm, samples in zip(arms, data, strict=True):

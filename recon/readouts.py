@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +14,8 @@ import coils
 import mrdhelper
 from recon import nufft
 from recon.conditioning import SampleError, robust_scale
+from recon.fieldcorrection import Correction
+from recon.fieldplan import with_fields
 from recon.physio import PhysioError
 from recon.spiral import SpiralScan
 from recon.spiralreadout import SpiralReadout
@@ -50,10 +51,17 @@ class Readouts:
         K-space of the trajectory's arms [column, sample, (kx, ky)] in cycles per image field of view, float32.
     matrix
         Pixels along each side of the images.
+    correction
+        Field terms, if there are several. A single one is in the samples: they are demodulated as they come.
     """
 
-    def __init__(self, first: SpiralReadout, coordinates: NDArray[np.float32], matrix: int) -> None:
+    def __init__(
+        self, first: SpiralReadout, coordinates: NDArray[np.float32], matrix: int, correction: Correction | None = None
+    ) -> None:
         self._first = first
+        single = correction is not None and len(correction) == 1
+        self._demodulation = correction.demodulation if correction is not None and single else None
+        self.correction = None if single else correction
         self.slice = int(first.head.idx.slice)
         self._rows = np.empty((FIRST_ROWS, *first.samples.shape), np.complex64)
         self.usable: list[bool] = []
@@ -80,11 +88,7 @@ class Readouts:
             It has other coils or another orientation than the first.
         """
         first = self._first
-        if readout.samples.shape != first.samples.shape:
-            raise DataError(
-                f"readout {readout.head.scan_counter} has {readout.samples.shape[0]} coils, "
-                f"the first has {first.samples.shape[0]}: they must be the same throughout"
-            )
+        check_coils(readout, first)
         if readout.orientation != first.orientation:
             raise DataError(
                 f"readout {readout.head.scan_counter} has another orientation than the first of slice {self.slice}: "
@@ -93,10 +97,21 @@ class Readouts:
         if len(self) == len(self._rows):  # in place where the system can remap memory: no second copy
             self._rows.resize((len(self) + max(FIRST_ROWS, len(self) // 8), *first.samples.shape), refcheck=False)
         self._rows[len(self)] = readout.samples
+        if self._demodulation is not None:
+            self._rows[len(self)] *= self._demodulation[readout.column if len(self._demodulation) > 1 else 0]
         self.usable.append(readout.usable)
         self.columns.append(readout.column)
         self.numbers.append(readout.number)
         self.heads.append(readout.head)
+
+
+def check_coils(readout: SpiralReadout, first: SpiralReadout) -> None:
+    """Raise a DataError when a readout has other coils than the first of its slice."""
+    if readout.samples.shape != first.samples.shape:
+        raise DataError(
+            f"readout {readout.head.scan_counter} has {readout.samples.shape[0]} coils, "
+            f"the first has {first.samples.shape[0]}: they must be the same throughout"
+        )
 
 
 def receive(scan: SpiralScan, items: Iterable[Any], fov_oversampling: float, most: int | None = None) -> list[Readouts]:
@@ -112,6 +127,8 @@ def receive(scan: SpiralScan, items: Iterable[Any], fov_oversampling: float, mos
         There is no readout, or those of a slice do not belong together.
     """
     slices: dict[int, Readouts] = {}
+    places: dict[int, tuple[float, ...]] = {}
+    moved = 0
     coordinates: dict[tuple[float, ...], NDArray[np.float32]] = {}  # which slices of one orientation share
     for readout in scan.readouts(items):
         number, orientation = readout.head.idx.slice, readout.orientation
@@ -119,11 +136,17 @@ def receive(scan: SpiralScan, items: Iterable[Any], fov_oversampling: float, mos
             if orientation not in coordinates:
                 k = scan.trajectory_of(readout).cycles_per_fov(fov_oversampling)
                 coordinates[orientation] = k.astype(np.float32)
-            slices[number] = Readouts(readout, coordinates[orientation], scan.matrix)
+            slices[number] = Readouts(readout, coordinates[orientation], scan.matrix, scan.correction(readout))
+            places[number] = scan.place_of(readout)
+        moved += places[number] != scan.place_of(readout)
         if most is None or len(slices[number]) < most:
             slices[number].append(readout)
     if not slices:
         raise DataError("no imaging readout was received")
+    if moved:
+        scan.warn(
+            f"{moved} readouts have another position than the first of their slice: fields are corrected for that"
+        )
     return [slices[number] for number in sorted(slices)]
 
 
@@ -154,12 +177,6 @@ def prepare_each(
         others = f"; {len(refused) - 1} more, which the log lists" if len(refused) > 1 else ""
         warn(f"slice {number} is left out: {reason}{others}")
     return prepared
-
-
-def repetition_time(metadata: Any) -> float | None:
-    """TR of the MRD header [s]; None when it does not say."""
-    times = getattr(getattr(metadata, "sequenceParameters", None), "TR", None) or [0.0]
-    return 1e-3 * float(times[0]) if 0 < times[0] < math.inf else None
 
 
 def frame_head(
@@ -217,7 +234,7 @@ def data_scale(readouts: Readouts, maps: NDArray[Any], arms_per_frame: int, fram
     numbers = numbers[complete] if complete.any() else numbers
     numbers = numbers[:: -(-len(numbers) // SCALE_FRAMES)]
     used, arms = np.unique(np.array(readouts.columns)[numbers], return_inverse=True)
-    plan = nufft.ArmPlan(readouts.coordinates[used], maps.shape[1:])
+    plan = with_fields(nufft.ArmPlan(readouts.coordinates[used], maps.shape[1:]), readouts.correction, used)
     grid = plan.zeros(len(maps))
     magnitudes = np.empty((len(numbers), *maps.shape[1:]), np.float32)
     for number, arm, magnitude in zip(numbers, arms.reshape(numbers.shape), magnitudes, strict=True):

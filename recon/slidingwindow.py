@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recon.fieldplan import FieldPlan
     from recon.nufft import ArmPlan
 
 
@@ -40,11 +41,11 @@ class SlidingWindow:
     The price is memory, 2.4 MB / 10.6 MB a grid; with a shift of one arm it is a grid per arm of the window.
     """
 
-    def __init__(self, plan: ArmPlan, coils: int, arms_per_frame: int, window_shift: int) -> None:
+    def __init__(self, plan: ArmPlan | FieldPlan, coils: int, arms_per_frame: int, window_shift: int) -> None:
         for name, value in (("coils", coils), ("arms_per_frame", arms_per_frame), ("window_shift", window_shift)):
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected 1 or more")
-        self._plan = plan
+        self._plan, self._coils = plan, coils
         self._length, self._shift = arms_per_frame, window_shift
         self._count = 0  # arms so far
         self._start = 0  # the first arm of the next frame
@@ -59,7 +60,7 @@ class SlidingWindow:
         """Return how many grids a window takes at most."""
         return 2 * (arms_per_frame // window_shift) + 3
 
-    def add(self, arm: int, data: Any, plan: ArmPlan | None = None) -> Any | None:
+    def add(self, arm: int, data: Any, plan: ArmPlan | FieldPlan | None = None) -> Any | None:
         """Take the next arm; return the grid of the frame that it completes, for `ArmPlan.image`, or None.
 
         Parameters
@@ -96,7 +97,7 @@ class SlidingWindow:
             self._open = self._free.pop()
             self._open.fill(0)
         else:
-            self._open = self._plan.zeros(self._open.shape[2])
+            self._open = self._plan.zeros(self._coils)
 
     def _drop(self) -> None:
         """Forget the pieces that lie before the next frame's first arm."""

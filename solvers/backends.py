@@ -48,6 +48,7 @@ class NativeSolver:
     gpu_device: int
     reporter: Reporter
     scheduler: str = ""
+    corrects_fields: ClassVar[bool] = True
     overlap: ClassVar[int] = 16  # parts of 32 frames or more then change the images by less than 1 %
 
     def __str__(self) -> str:
@@ -74,12 +75,12 @@ class NativeSolver:
         return reg_lambda * LAMBDA_FRAMES
 
     def memory_needed(
-        self, frames: Sequence[int], arms: int, coils: int, samples: int, matrix: int, columns: int
+        self, frames: Sequence[int], arms: int, coils: int, samples: int, matrix: int, columns: int, terms: int = 0
     ) -> int:
         """Memory that a part takes, the coordinates of its samples included [bytes]."""
         coordinates = 8 * math.prod(frames) * arms * samples if self.gpu_device < 0 else 0
         return coordinates + native_recon.memory_needed(
-            frames, arms, coils, samples, matrix, columns=columns, gpu_device=self.gpu_device
+            frames, arms, coils, samples, matrix, columns=columns, gpu_device=self.gpu_device, terms=terms
         )
 
     def reconstruct(self, parts: Iterable[Part], count: int) -> Generator[NDArray[np.complex64], None, None]:
@@ -112,14 +113,17 @@ def reconstruct_part(job: tuple[Part, int], report: Callable[..., Any]) -> NDArr
     part, gpu_device = job
     *frames, arms, coils, samples = part.samples.shape
     size = part.maps.shape[-1]
-    needed = native_recon.memory_needed(frames, arms, coils, samples, size, columns=part.columns, gpu_device=gpu_device)
+    terms = 0 if part.fields is None else len(part.fields.spatial)
+    needed = native_recon.memory_needed(
+        frames, arms, coils, samples, size, columns=part.columns, gpu_device=gpu_device, terms=terms
+    )
     if needed > (there := memory.free(gpu_device)):
         what = f"{' x '.join(map(str, frames))} frames of {size} x {size} pixels from {arms} arms of {samples} samples"
         raise memory.ShortageError(f"{what} and {coils} coils", needed, there)
     return native_recon.reconstruct(
         part.samples, part.coordinates, part.maps, part.penalties, scale=part.scale, weights=part.weights,
         iterations=part.iterations, progress=lambda progress: report(str(progress), progress.remaining),
-        gpu_device=gpu_device,
+        gpu_device=gpu_device, fields=part.fields,
     )  # fmt: skip
 
 
@@ -163,6 +167,21 @@ def open_solver(settings: IterativeReconstruction, send: Callable[[str], Any], t
     elif settings.BART_TOOLBOX_PATH:
         tell(f'BART_TOOLBOX_PATH = "{settings.BART_TOOLBOX_PATH}" is not used: set backend = "bart" to compute with it')
     return solver
+
+
+def leave_fields(solver: Solver, slices: Iterable[Readouts], warn: Callable[[str], Any]) -> None:
+    """Leave out the field terms of slices where the backend cannot take them, and tell the client."""
+    for readouts in slices:
+        if readouts.correction is not None and not solver.corrects_fields:
+            warn(
+                f"fields are not corrected: {solver} cannot, as they vary over the image of slice {readouts.slice} "
+                f'({len(readouts.correction)} terms); backend = "native" can'
+            )
+            break
+    else:
+        return
+    for readouts in slices:
+        readouts.correction = None
 
 
 def _bart(settings: IterativeReconstruction, reporter: Reporter) -> Solver:

@@ -51,6 +51,7 @@ class BartSolver:
     gpu_device: int
     reporter: Reporter
     overlap: ClassVar[int] = 3
+    corrects_fields: ClassVar[bool] = False
 
     def __str__(self) -> str:
         where = f"GPU {self.gpu_device}" if self.gpu_device >= 0 else "CPU"
@@ -141,9 +142,9 @@ class BartSolver:
         return reg_lambda * frames / parts
 
     def memory_needed(
-        self, frames: Sequence[int], arms: int, coils: int, samples: int, matrix: int, columns: int
+        self, frames: Sequence[int], arms: int, coils: int, samples: int, matrix: int, columns: int, terms: int = 0
     ) -> int:
-        """Memory that BART takes for a part, its files on the RAM disk included [bytes]; `columns` does not matter.
+        """Memory that BART takes for a part, its files on the RAM disk included [bytes]; columns, terms do not matter.
 
         An estimate from BART 0.8 on the CPU, for 24 and 48 frames, 4 and 8 coils, 7 and 20 arms: a constant, 19 images
         and 9 per coil for each frame, twice the samples.

@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 
 import coils
 from recon import nufft
+from recon.fieldplan import combined
 from recon.readouts import DataError, Readouts
 from solvers.admm import ConjugateGradients, inner
+from solvers.linops import ArmFields
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,25 @@ def central_samples(readouts: Readouts) -> tuple[NDArray[np.floating], NDArray[n
     DataError
         No sample lies there.
     """
+    taken, central = _centre(readouts)
+    arms = readouts.coordinates[np.array(readouts.columns)[taken]]
+    return arms[:, central], readouts.samples[taken][..., central]
+
+
+def central_fields(readouts: Readouts) -> ArmFields | None:
+    """Field terms of what `central_samples` returns, for images of `MATRIX` pixels; None: there are none."""
+    if readouts.correction is None:
+        return None
+    taken, central = _centre(readouts)
+    terms, temporal = readouts.correction.terms, readouts.correction.temporal
+    columns = np.array(readouts.columns)[taken]
+    rows, across = (n // 2 + (np.arange(MATRIX) - MATRIX // 2) * n // MATRIX for n in terms.spatial.shape[1:])
+    of_arms = temporal[columns] if len(temporal) > 1 else temporal
+    return ArmFields(terms.spatial[:, rows[:, np.newaxis], across], of_arms[..., central], np.arange(len(taken)))
+
+
+def _centre(readouts: Readouts) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Readouts that maps are made from, and which of their samples lie in the centre of k-space."""
     usable = np.flatnonzero(readouts.usable)
     start = max(len(usable) - ARMS, 0) // 2
     taken = usable[start : start + ARMS]
@@ -62,7 +83,7 @@ def central_samples(readouts: Readouts) -> tuple[NDArray[np.floating], NDArray[n
     central = np.linalg.norm(arms, axis=-1).max(axis=0) < MATRIX / 2
     if not np.any(central):
         raise DataError(f"no sample lies within {MATRIX / 2:g} cycles per field of view")
-    return arms[:, central], readouts.samples[taken][..., central]
+    return taken, central
 
 
 def coil_maps(readouts: Readouts) -> NDArray[np.complex64]:
@@ -78,7 +99,7 @@ def coil_maps(readouts: Readouts) -> NDArray[np.complex64]:
         The centre of k-space is empty.
     """
     start = time.perf_counter()
-    maps = nlinv(*central_samples(readouts))
+    maps = nlinv(*central_samples(readouts), fields=central_fields(readouts))
     upsampled = coils.upsample_maps(maps, (readouts.matrix, readouts.matrix), 2.0).astype(np.complex64)
     logger.info("Coil maps made in %.2f s", time.perf_counter() - start)
     return upsampled
@@ -91,7 +112,7 @@ class _Model:
     that they need not be periodic within it; the field of view is the first N rows and columns of theirs.
     """
 
-    def __init__(self, coordinates: NDArray, samples: NDArray, size: int) -> None:
+    def __init__(self, coordinates: NDArray, samples: NDArray, size: int, fields: ArmFields | None = None) -> None:
         import scipy.fft
 
         self._fft = scipy.fft
@@ -106,7 +127,7 @@ class _Model:
         if not (np.isfinite(peak) and peak > 0):
             raise DataError("the centre of k-space is zero or not finite: there is nothing to make coil maps from")
         scaled = (samples / peak).astype(np.complex64)
-        data = nufft.adjoint(coordinates, scaled.transpose(1, 0, 2), (size, size))
+        data = _adjoint(coordinates, scaled.transpose(1, 0, 2), (size, size), fields)
         self.data = (data * (DATA_NORM / (np.linalg.norm(scaled) * np.sqrt(strength)))).astype(np.complex64)
 
         frequency = self._fft.fftfreq(2 * size)
@@ -146,7 +167,22 @@ class _Model:
         return np.concatenate([along_image.ravel(), self.spectra(image.conj() * coil_images).ravel()])
 
 
-def nlinv(coordinates: NDArray, samples: NDArray, size: int = MATRIX, steps: int = NEWTON_STEPS) -> NDArray:
+def _adjoint(coordinates: NDArray, samples: NDArray, shape: tuple[int, int], fields: ArmFields | None) -> NDArray:
+    """Images [coil, row, column] of samples [coil, arm, sample], with field terms if there are some.
+
+    In the centre of k-space fields are a matter of blur, not of density: F^H F without them stays what it is.
+    """
+    if fields is None:
+        return nufft.adjoint(coordinates, samples, shape)
+    of_terms = fields.temporal.conj().transpose(1, 0, 2)[:, np.newaxis] * samples  # [term, coil, arm, sample]
+    images = nufft.adjoint(coordinates, of_terms.reshape(-1, *samples.shape[1:]), shape)
+    return combined(images.reshape(*of_terms.shape[:2], *shape), fields.spatial)
+
+
+def nlinv(
+    coordinates: NDArray, samples: NDArray, size: int = MATRIX, steps: int = NEWTON_STEPS,
+    fields: ArmFields | None = None,
+) -> NDArray:  # fmt: skip
     """Estimate image and coil maps together.
 
     Parameters
@@ -159,6 +195,8 @@ def nlinv(coordinates: NDArray, samples: NDArray, size: int = MATRIX, steps: int
         Pixels along each side of the field of view, even.
     steps
         Gauss-Newton steps.
+    fields
+        Field terms, on the pixels of the image; their `columns` are the arms as they are. None: there are none.
 
     Returns
     -------
@@ -169,7 +207,7 @@ def nlinv(coordinates: NDArray, samples: NDArray, size: int = MATRIX, steps: int
     DataError
         The samples are zero or not finite.
     """
-    model = _Model(coordinates, samples, size)
+    model = _Model(coordinates, samples, size, fields)
     begin = unknowns = model.start()
     for step in range(steps):
         alpha = np.float32(ALPHA / 2**step)

@@ -8,6 +8,7 @@ root of the number of pixels), and so is BART's.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,38 @@ from numpy.typing import NDArray
 
 from recon import arrays, nufft
 from recon.arrays import array_module
+from recon.fieldcorrection import Correction
+from recon.fieldplan import FieldPlan
 from recon.nufft import ArmPlan, ArrayBackend
 from solvers import toeplitz
 from solvers.team import Team
 from solvers.transforms import fourier_module
+
+
+@dataclass(frozen=True, eq=False)
+class ArmFields:
+    """Field terms of arms, see `recon.fieldterms`.
+
+    Attributes
+    ----------
+    spatial
+        c_l, complex64 [term, row, column].
+    temporal
+        b_l, complex64 [column, term, sample]; a single one stands for all. Those of a sample differ by real factors.
+    columns
+        Which of these each arm is [*frames, arm].
+    """
+
+    spatial: NDArray[np.complex64]
+    temporal: NDArray[np.complex64]
+    columns: NDArray[np.intp]
+
+
+def arm_fields(correction: Correction | None, columns: NDArray[Any]) -> ArmFields | None:
+    """Field terms of arms [*frames, arm], which have these columns of the trajectory."""
+    if correction is None:
+        return None
+    return ArmFields(correction.terms.spatial, correction.temporal, np.asarray(columns, np.intp))
 
 
 @dataclass(frozen=True)
@@ -92,10 +121,16 @@ class HeldDifference:
 
     def modes(self, images: Any, inverse: bool = False) -> Any:
         """Transform the frames to the eigenvectors of D^H D, or back: a sine transform, zero before the first frame."""
-        xp, frames = array_module(images), len(images)
-        waves = np.outer(2 * np.arange(frames) + 1, np.arange(1, frames + 1)) * (np.pi / (2 * frames + 1))
-        matrix = xp.asarray((2 / np.sqrt(2 * frames + 1) * np.sin(waves)).astype(np.complex64))
+        xp = array_module(images)
+        matrix = xp.asarray(_sine_matrix(len(images)))
         return xp.tensordot(matrix.T if inverse else matrix, images, 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _sine_matrix(frames: int) -> NDArray[np.complex64]:
+    """Matrix [mode, frame] of the sine transform of `HeldDifference`."""
+    waves = np.outer(2 * np.arange(frames) + 1, np.arange(1, frames + 1)) * (np.pi / (2 * frames + 1))
+    return (2 / np.sqrt(2 * frames + 1) * np.sin(waves)).astype(np.complex64)
 
 
 class Encoding:
@@ -117,6 +152,8 @@ class Encoding:
         Threads that work on the frames.
     backend
         Of the CPU or the GPU; None: the CPU.
+    fields
+        Field terms, with `columns` [frame, arm]: E is then a sum of B_l F C_l. None: there are none.
 
     Raises
     ------
@@ -126,7 +163,7 @@ class Encoding:
 
     def __init__(
         self, coordinates: NDArray[Any], weights: NDArray[Any] | None, maps: Any, team: Team,
-        backend: ArrayBackend | None = None,
+        backend: ArrayBackend | None = None, fields: ArmFields | None = None,
     ) -> None:  # fmt: skip
         if coordinates.ndim != 4 or coordinates.shape[3] != 2:
             raise ValueError(f"coordinates are {coordinates.shape}, expected (frames, arms, samples, 2)")
@@ -137,7 +174,17 @@ class Encoding:
         self._arms, self._columns = distinct_arms(coordinates, weights > 0)
         if not len(self._arms):
             raise ValueError("no arm has a weight above 0")
+        self.spatial: Any = None
+        if fields is not None:
+            self.spatial = self._backend.xp.asarray(fields.spatial)
+            first = np.unique(self._columns[weights > 0], return_index=True)[1]
+            several = len(fields.temporal) > 1
+            self._temporal = fields.temporal[fields.columns[weights > 0][first]] if several else fields.temporal
         self._unit = np.float32(1 / np.sqrt(np.prod(self.shape)))  # so that the transform is unitary
+
+    def _plan(self) -> Plan | FieldPlan:
+        plan = Plan(self._arms, self.shape, self.team, self._backend)
+        return plan if self.spatial is None else FieldPlan(plan, self.spatial, self._temporal)
 
     def used(self, frame: int) -> NDArray[np.intp]:
         """Arms of a frame that count."""
@@ -146,7 +193,7 @@ class Encoding:
     def forward(self, images: Any) -> NDArray[np.complex64]:
         """Return samples [frame, arm, coil, sample] of images [frame, row, column]; zero where arms do not exist."""
         samples = np.zeros((*self.weights.shape, len(self.maps), self._arms.shape[1]), np.complex64)
-        plan = Plan(self._arms, self.shape, self.team, self._backend)
+        plan = self._plan()
 
         def work(frame: int) -> None:
             if not (used := self.used(frame)).size:
@@ -167,7 +214,7 @@ class Encoding:
             [coil, coil of the samples]: from the coils of the samples to those of the maps; None: they are the same.
         """
         images = self._backend.xp.empty((len(samples), *self.shape), np.complex64)
-        plan = Plan(self._arms, self.shape, self.team, self._backend)
+        plan = self._plan()
         conjugate_maps = self.maps.conj() * self._unit
 
         def work(frame: int) -> None:
@@ -181,17 +228,22 @@ class Encoding:
         return images
 
     def kernels(self) -> Any:
-        """Return each frame's kernel [frame, phase, row frequency, column frequency] for `toeplitz.ToeplitzNormal`."""
+        """Return each frame's kernel for `toeplitz.ToeplitzNormal`.
+
+        It is [frame, phase, row frequency, column frequency], with field terms [frame, phase, pair, ...].
+        """
         plan = kernel_plan(self._arms, self.shape, self.team, self._backend)
         size = (plan.shape[0] // 2, plan.shape[1] // 2)
-        kernels = self._backend.xp.empty((len(self.weights), toeplitz.PHASES, *size), np.float32)
-        ones = np.full((1, self._arms.shape[1]), self._unit**2, np.complex64)
+        samples = SpreadSamples(self._arms.shape[1], self._unit, None if self.spatial is None else self._temporal)
+        shape = (len(self.weights), *samples.kernel_shape(size))
+        kernels = self._backend.xp.empty(shape, np.float32)
 
         def work(frame: int) -> None:
-            grid = plan.zeros(1)
+            grid = plan.zeros(samples.count)
             for arm in self.used(frame):
-                plan.add_arm(grid, self._columns[frame, arm], ones * np.float32(self.weights[frame, arm]))
-            kernels[frame] = toeplitz.kernel(plan.image(grid)[0])
+                column = self._columns[frame, arm]
+                plan.add_arm(grid, column, samples.of(column) * np.float32(self.weights[frame, arm]))
+            samples.write_kernel(plan.image(grid), kernels[frame])
 
         self.team.each(work, len(kernels))
         return kernels
@@ -199,7 +251,7 @@ class Encoding:
     def data_term(self, images: Any, samples: NDArray[Any]) -> float:
         """Return 1/2 (E x - y)^H W (E x - y) for images x and samples y, shaped as those of `forward`."""
         misfit = np.zeros(len(samples))
-        plan = Plan(self._arms, self.shape, self.team, self._backend)
+        plan = self._plan()
 
         def work(frame: int) -> None:
             if not (used := self.used(frame)).size:
@@ -211,6 +263,51 @@ class Encoding:
 
         self.team.each(work, len(samples))
         return float(misfit.sum())
+
+
+class SpreadSamples:
+    """Samples whose adjoint transform is the point spread function of an arm, or those of all pairs of field terms.
+
+    Parameters
+    ----------
+    length
+        Samples of an arm.
+    unit
+        Factor of the unitary transform.
+    temporal
+        b_l, complex64 [arm, term, sample], a single arm stands for all; None: there are no field terms.
+
+    Attributes
+    ----------
+    count
+        Number of point spread functions.
+    """
+
+    def __init__(self, length: int, unit: np.float32, temporal: NDArray[np.complex64] | None) -> None:
+        self._unit, self._temporal = unit, temporal
+        self._ones = np.full((1, length), unit**2, np.complex64)
+        self._pairs = [] if temporal is None else toeplitz.pairs(temporal.shape[1])
+        self.count = len(self._pairs) or 1
+
+    def kernel_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of a frame's kernel for transforms of this size."""
+        return (toeplitz.PHASES, *([self.count] if self._pairs else []), *size)
+
+    def of(self, arm: int) -> NDArray[np.complex64]:
+        """Samples [point spread function, sample] of an arm."""
+        if self._temporal is None:
+            return self._ones
+        of_arm = self._temporal[arm if len(self._temporal) > 1 else 0]
+        one, other = np.transpose(self._pairs)
+        return (of_arm[one].conj() * of_arm[other] * self._unit**2).real.astype(np.complex64)
+
+    def write_kernel(self, spreads: Any, kernel: Any) -> None:
+        """Make a frame's kernel, in place, of its point spread functions [point spread function, row, column]."""
+        if self._temporal is None:
+            kernel[...] = toeplitz.kernel(spreads[0])
+            return
+        for n, spread in enumerate(spreads):
+            kernel[:, n] = toeplitz.kernel(spread)
 
 
 def arm_weights(weights: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -252,6 +349,7 @@ class Plan:
 
         team.each(work, -(-len(arms) // self.PART))
         self.shape, self.zeros, self.image = shape, self._parts[0].zeros, self._parts[0].image
+        self.device = backend.device
 
     def add_arm(self, grid: Any, arm: int, samples: Any) -> None:
         """Add an arm's samples [coil, sample] to a grid."""

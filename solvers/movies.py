@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import mrdhelper
 from recon import memory
 from recon.readouts import DataError, Readouts, data_scale, frame_head, prepare_each
+from solvers.linops import arm_fields
 from solvers.native_recon import Penalty
 from solvers.problem import Part, Solver
 
@@ -80,15 +81,17 @@ class Movie:
             numbers = slice(chunk.frames.start * self.arms, chunk.frames.stop * self.arms)
             shape = (len(chunk.frames), self.arms)
             usable = np.reshape(readouts.usable[numbers], shape)
+            columns = np.reshape(readouts.columns[numbers], shape)
             yield Part(
                 samples=readouts.samples[numbers].reshape(*shape, *readouts.samples.shape[1:]),
-                coordinates=readouts.coordinates[np.reshape(readouts.columns[numbers], shape)],
+                coordinates=readouts.coordinates[columns],
                 maps=maps,
                 penalties=(Penalty(axis=0, weight=weight, cyclic=False),),
                 iterations=iterations,
                 columns=len(readouts.coordinates),
                 scale=scale,
                 weights=None if usable.all() else usable.astype(np.float32),
+                fields=arm_fields(readouts.correction, columns),
             )
 
     def head(self, frame: int, tr: float | None) -> ismrmrd.AcquisitionHeader:
@@ -182,9 +185,10 @@ def _chunks_that_fit(solver: Solver, readouts: Readouts, frames: int, arms: int)
     """Fewest chunks of which each fits into the memory that is free."""
     usable = memory.usable(solver.memory_device)
     (_, coils, samples), columns = readouts.samples.shape, len(readouts.coordinates)
+    terms = 0 if readouts.correction is None else len(readouts.correction)
     for count in range(1, frames + 1):
         longest = min(-(-frames // count) + 2 * solver.overlap, frames)
-        needed = solver.memory_needed((longest,), arms, coils, samples, readouts.matrix, columns)
+        needed = solver.memory_needed((longest,), arms, coils, samples, readouts.matrix, columns, terms)
         if needed <= usable:
             return count
     raise memory.ShortageError(f"{longest} frames together", needed, usable)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from recon.arrays import array_module
 from recon.conditioning import compression, robust_scale
 from solvers import toeplitz
 from solvers.admm import ConjugateGradients, KSpaceInverse, TemporalAdmm, Term, inner
-from solvers.linops import Difference, Encoding, arm_weights
+from solvers.linops import ArmFields, Difference, Encoding, arm_weights
 from solvers.team import Team, processors
 from solvers.timekeeper import Progress, Timekeeper
 
@@ -71,7 +71,7 @@ def reconstruct(
     samples: NDArray[np.complex64], coordinates: NDArray[np.float32], maps: NDArray[np.complex64],
     penalties: Sequence[Penalty], *, iterations: int, scale: float | None = None, weights: NDArray[Any] | None = None,
     tolerance: float = 1e-3, progress: Callable[[Progress], Any] | None = None, gpu_device: int = -1,
-    start: NDArray[np.complex64] | None = None, threads: int | None = None,
+    start: NDArray[np.complex64] | None = None, threads: int | None = None, fields: ArmFields | None = None,
 ) -> NDArray[np.complex64]:  # fmt: skip
     """Reconstruct frames together.
 
@@ -102,6 +102,8 @@ def reconstruct(
         Images to start from [*frames, row, column], as they come back; None: the mean over all frames.
     threads
         To use on the CPU; None: one for each processor.
+    fields
+        Field terms, with `columns` [*frames, arm]; None: there are none.
 
     Returns
     -------
@@ -129,16 +131,18 @@ def reconstruct(
     with backend.device(), Team(threads if gpu_device < 0 else 1, clock.pulse) as team:
         mixing, energy = compression(samples, weights)
         maps = backend.xp.asarray(np.tensordot(mixing, maps, 1).astype(np.complex64))
-        encoding = Encoding(coordinates, weights, maps, team, backend)
+        if fields is not None:
+            fields = replace(fields, columns=fields.columns.reshape(count, -1))
+        encoding = Encoding(coordinates, weights, maps, team, backend, fields)
         gradient = encoding.adjoint(samples, mixing)
         scale = robust_scale(gradient) if scale is None else scale
         gradient /= np.float32(scale)
         energy /= scale**2
-        normal = toeplitz.ToeplitzNormal(encoding.kernels(), maps, team, batch)
+        normal = toeplitz.ToeplitzNormal(encoding.kernels(), maps, team, batch, encoding.spatial)
         del encoding  # and its tables: the samples are not needed any more
 
-        mean = toeplitz.ToeplitzNormal(normal.kernels.mean(axis=0, keepdims=True), maps, team)
-        density = toeplitz.k_space_diagonal(mean.kernels[0], maps)
+        mean = toeplitz.ToeplitzNormal(normal.kernels.mean(axis=0, keepdims=True), maps, team, spatial=normal.spatial)
+        density = toeplitz.k_space_diagonal(mean.kernels[0], maps, normal.spatial)
         top = float(density.max())
         density = density.clip(FLOOR * top)
         images = backend.xp.empty_like(gradient)
@@ -168,7 +172,7 @@ def reconstruct(
 
 def memory_needed(
     frames: Sequence[int], arms: int, coils: int, samples: int, matrix: int, *, columns: int | None = None,
-    gpu_device: int = -1, threads: int | None = None,
+    gpu_device: int = -1, threads: int | None = None, terms: int = 0,
 ) -> int:  # fmt: skip
     """Memory that `reconstruct` takes at most, beyond what it is given [bytes].
 
@@ -184,14 +188,19 @@ def memory_needed(
         Number of arms that differ; None: no arm occurs twice.
     gpu_device, threads
         As for `reconstruct`.
+    terms
+        Number of field terms; 0: there are none.
     """
     count, batch, workers = int(np.prod(frames)), GPU_BATCH, 1
     if gpu_device < 0:
         batch, workers = 1, threads or processors()
     image, kernel = 8 * matrix**2, 4 * toeplitz.PHASES * toeplitz.transform_size(matrix) ** 2
+    spreads = terms * (terms + 1) // 2 or 1
+    kernel *= spreads
     preparing = count * (kernel + image) + TABLE_BYTES * samples * min(columns or count * arms, count * arms)
     iterating = count * (kernel + (4 + len(frames)) * image)
-    scratch = workers * image * max(30, batch * (3 * coils + 4))  # the first: grids from which kernels are made
+    # The first: grids from which kernels are made.
+    scratch = workers * image * max(20 + 10 * spreads, batch * (3 * coils + 4 * max(terms, 1)))
     return max(preparing, iterating) + scratch
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import constants
 from recon.configuration import SpiralReconstruction, parameter
 from recon.readouts import Readouts
+from solvers.linops import ArmFields
 from solvers.native_recon import Penalty
 
 
@@ -60,6 +61,8 @@ class Part:
         Divisor of the samples; None: the solver finds it.
     weights
         [*frames, arm], 0 for arms that only fill up; None: all count.
+    fields
+        Field terms; None: there are none.
     """
 
     samples: NDArray[np.complex64]
@@ -70,6 +73,7 @@ class Part:
     columns: int
     scale: float | None = None
     weights: NDArray[np.float32] | None = None
+    fields: ArmFields | None = None
 
 
 class Solver(Protocol):
@@ -81,9 +85,12 @@ class Solver(Protocol):
         Frames that parts of a series have to reach into their neighbours, to be dropped afterwards.
     memory_device
         GPU whose memory limits a part; -1: this machine's memory does.
+    corrects_fields
+        Whether it takes the field terms of a part.
     """
 
     overlap: ClassVar[int]
+    corrects_fields: ClassVar[bool]
 
     @property
     def memory_device(self) -> int: ...  # noqa: D102 - described above
@@ -95,9 +102,9 @@ class Solver(Protocol):
         """Weight of the differences from frame to frame, of all frames in that many parts."""
 
     def memory_needed(
-        self, frames: Sequence[int], arms: int, coils: int, samples: int, matrix: int, columns: int
+        self, frames: Sequence[int], arms: int, coils: int, samples: int, matrix: int, columns: int, terms: int = 0
     ) -> int:
-        """Memory that a part takes beyond its samples [bytes]; `columns` of its arms differ."""
+        """Memory that a part takes beyond its samples [bytes]; `columns` of its arms differ; `terms` are of fields."""
 
     def reconstruct(self, parts: Iterable[Part], count: int) -> Generator[NDArray[np.complex64], None, None]:
         """Yield the images [*frames, row, column] of each of `count` parts, in their order."""

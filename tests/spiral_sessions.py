@@ -1,5 +1,6 @@
 """Small spiral scans and what plays the server for the tests of the iterative reconstructions."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import coils
 import constants
 from recon import readouts, spiral
-from recon.trajectory import write_metafile
+from recon.fieldcorrection import FieldCorrection
+from recon.trajectory import Trajectory, write_metafile
 from rtspiral_bart_tvrecon import TfdConfig, TfdReconstruction
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan, Simulation, simulate
@@ -137,3 +139,50 @@ def maps_agreement(maps: np.ndarray, simulation: Simulation) -> float:
     true /= coils.rssq(true)
     inside = simulation.truth.frame([0], maps.shape[1]) > 0.05
     return float(np.abs((maps.conj() * true).sum(axis=0))[inside].mean())
+
+
+def in_axial_fields(
+    items: Iterable[ismrmrd.Acquisition], trajectory: Trajectory, height: float = 0.0, hertz: float = 0.0
+) -> Iterator[ismrmrd.Acquisition]:
+    """Readouts of axial planes with the phase that concomitant fields at 0.55 T, and a uniform field, give them.
+
+    `height` [m] is added to that of their position: an object in a stack need not be in its middle.
+    """
+    steps = np.diff(trajectory.k, axis=1, prepend=trajectory.k[:, :1])
+    squares = np.cumsum((steps**2).sum(axis=-1), axis=1) / trajectory.dwell
+    seconds = trajectory.dwell * np.arange(trajectory.k.shape[1])
+    for item in items:
+        square = (1e-3 * item.position[2] + height) ** 2
+        cycles = square * squares[item.idx.kspace_encode_step_1] / (2 * 0.55 * 42.576e6) + hertz * seconds
+        item.data[:, -len(seconds) :] *= np.exp(-2j * np.pi * cycles)
+        yield item
+
+
+SLOPE = np.array([1100.0, -600.0]) / FOV  # of a linear field along x and y [Hz/m]
+
+
+def in_linear_field(simulation: Simulation) -> Simulation:
+    """The same scan in a field of `SLOPE`: k is off by the slope times the time, exactly."""
+    seconds = simulation.trajectory.dwell * np.arange(simulation.trajectory.k.shape[1])
+    k = simulation.trajectory.k + SLOPE * seconds[:, np.newaxis]
+    return dataclasses.replace(simulation, truth=dataclasses.replace(simulation.truth, actual_k=k))
+
+
+class LinearField:
+    """Its field map, for `FieldCorrection`."""
+
+    def on_grid(
+        self, head: ismrmrd.AcquisitionHeader, shape: tuple[int, int], field_of_view: tuple[float, float]
+    ) -> np.ndarray:
+        down, across = (np.arange(n) - n // 2 for n in shape)
+        pixel = 1e-3 * field_of_view[0] / shape[1]
+        return (-pixel * (SLOPE[0] * across + SLOPE[1] * down[:, np.newaxis])).astype(np.float32)
+
+
+def know_the_field(monkeypatch: Any, module: Any) -> None:
+    """Have a module's field correction know the map of `in_linear_field`."""
+
+    def opened(settings: Any, header: Any, tell: Any, warn: Any) -> FieldCorrection:
+        return FieldCorrection(settings, header, LinearField(), tell, warn)
+
+    monkeypatch.setattr(module, "open_correction", opened)

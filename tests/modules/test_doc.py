@@ -49,6 +49,13 @@ def test_whitening_of_a_module():
     assert not np.allclose(image.data, np.abs(make_acquisition(1).data), rtol=0.1)
 
 
+def test_writing_a_metafile(monkeypatch, tmp_path):
+    (tmp_path / "seq_meta").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run(code_blocks("sequences.md")[0])
+    assert [file.suffix for file in (tmp_path / "seq_meta").iterdir()] == [".mat"]
+
+
 def test_fallback_of_a_module():
     made = list(run(code_blocks("modules.md")[4])["fallback"]([make_acquisition(1), make_waveform(1)], make_header()))
     expected = np.linalg.norm(np.fft.ifft(make_acquisition(1).data), axis=0)

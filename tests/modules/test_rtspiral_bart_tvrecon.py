@@ -31,7 +31,10 @@ from spiral_sessions import (
     configure,
     error,
     fake_bart,
+    in_axial_fields,
+    in_linear_field,
     is_alive,
+    know_the_field,
     one_thread,
     small_scan,
     true_images,
@@ -98,6 +101,39 @@ def test_frames_are_the_true_ones(reconstruct, simulation, backend):
     assert change(client.pixels, truth) > 0.95
     for wrong in (client.pixels[:, ::-1], client.pixels.transpose(0, 2, 1), np.roll(client.pixels, 1, axis=2)):
         assert error(wrong, truth) > 0.2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_concomitant_fields_of_an_axial_plane_make_no_difference(reconstruct, simulation, backend, tmp_path):
+    """A demodulation is exact, with BART, too."""
+    there = small_scan(
+        tmp_path, readouts=ARMS * FRAMES + 3, heart_rate=75, seed=1, position=(0.0, 0.0, 250.0), noise=0.003
+    )
+    items = list(in_axial_fields(there.acquisitions(), there.trajectory))
+    client = through_the_module(there, items, backend=backend)
+    assert error(client.pixels, reconstruct(backend=backend).pixels) < 0.01
+    assert any("concomitant fields at 0.55 T are corrected by 1 term" in text for text in client.texts)
+    blurred = through_the_module(there, items, backend="native", concomitant="off")
+    assert error(blurred.pixels, client.pixels) > 0.05
+
+
+def test_a_field_that_varies_over_the_image_is_corrected(reconstruct, simulation, monkeypatch):
+    disturbed, truth = in_linear_field(simulation), true_images(simulation, GROUPS)
+    best = error(reconstruct(backend="native").pixels, truth)
+    assert error(through_the_module(disturbed, backend="native").pixels, truth) > 1.5 * best
+    know_the_field(monkeypatch, tfd)
+    client = through_the_module(disturbed, backend="native", num_chunks=2)
+    assert error(client.pixels, truth) < 1.1 * best
+    assert change(client.pixels, truth) > 0.95
+    (text,) = (text for text in client.texts if "off-resonance are corrected" in text)
+    assert int(re.search(r"by (\d+) term", text).group(1)) > 1
+
+
+def test_the_client_is_told_what_bart_cannot_correct(simulation, monkeypatch):
+    know_the_field(monkeypatch, tfd)
+    client = through_the_module(in_linear_field(simulation), backend="bart", num_iter=1)
+    assert any("fields are not corrected: BART" in text for text in client.texts)
+    assert len(client.images) == FRAMES
 
 
 def test_the_native_solver_is_as_good_as_bart(reconstruct, simulation):

@@ -13,11 +13,13 @@ import simplenufft1arm
 from conftest import PATIENCE
 from mrdio.mrdfile import MrdReader, MrdWriter
 from recon import configuration, memory, nufft, spiral
+from recon.fieldcorrection import FieldCorrection
 from recon.slidingwindow import SlidingWindow
 from recon.trajectory import SIGNATURE_PARAMETER, write_metafile
 from simplenufft1arm import ViewSharingConfig, ViewSharingReconstruction
 from simulation.spiraldesign import SpiralDesign, design_spiral, synthetic_girf
 from simulation.spiralsimulation import Scan, simulate
+from spiral_sessions import Client, configure, in_axial_fields
 
 
 def design(matrix=64, **options):
@@ -38,7 +40,8 @@ def reconstruct(tmp_path):
         write_metafile(simulation.trajectory, tmp_path / simulation.trajectory.file.name)
         config = config or settings(tmp_path, **options)
         told = []
-        scan = spiral.SpiralScan(config, simulation.header, told.append)
+        fields = FieldCorrection(config.reconstruction, simulation.header)
+        scan = spiral.SpiralScan(config, simulation.header, told.append, fields=fields)
         readouts = scan.readouts(simulation.items() if items is None else items)
         return list(simplenufft1arm.reconstruct(readouts, scan, config.reconstruction)), told
 
@@ -113,6 +116,48 @@ def test_gradient_correction_restores_distorted_data(reconstruct, tmp_path, late
     best = relative_error(undistorted.pixels, truth)
     assert relative_error(corrected.pixels, truth) < 1.05 * best
     assert relative_error(uncorrected.pixels, truth) > 1.5 * best
+
+
+@pytest.mark.parametrize("carried", ["", "1/m"])
+def test_concomitant_fields_of_each_slice_are_corrected(monkeypatch, tmp_path, carried):
+    """Also for arms that readouts bring when the tables are made."""
+    trajectory = design(interleaves=4)
+    write_metafile(trajectory, tmp_path / trajectory.file.name)
+    scan = still(readouts=96, slices=2, position=(0.0, 0.0, 130.0), carried=carried)
+    simulation = simulate(trajectory, scan)
+
+    def run(items, asked):
+        table = {"arms_per_frame": 16, "window_shift": 16, "coil_combine": "rssq", "concomitant": asked}
+        configure(monkeypatch, ViewSharingConfig, tmp_path, reconstruction=table)
+        session = Client(items)
+        simplenufft1arm.process(session, "simplenufft1arm", simulation.header)
+        return session
+
+    plain = run(simulation.acquisitions(), "off").pixels
+    assert len(plain) == 6
+    disturbed = run(in_axial_fields(simulation.acquisitions(), trajectory), "off").pixels
+    session = run(in_axial_fields(simulation.acquisitions(), trajectory), "auto")
+    for one, bad, good in zip(plain, disturbed, session.pixels, strict=True):
+        assert relative_error(bad, one) > 0.05
+        assert relative_error(good, one) < 0.01
+    assert any("concomitant fields at 0.55 T are corrected" in text for text in session.texts)
+
+
+def test_slice_that_moves_along_its_axis_has_a_new_correction(reconstruct):
+    """Its frames begin anew, since grids of both places cannot be added."""
+    trajectory = design(interleaves=4)
+    there, back = (
+        simulate(trajectory, still(readouts=24, position=(0.0, 0.0, z))).acquisitions() for z in (130.0, -40.0)
+    )
+    items = [*in_axial_fields(there, trajectory), *in_axial_fields(back, trajectory)]
+    for n, item in enumerate(items, start=1):
+        item.scan_counter = n
+    simulation = simulate(trajectory, still())
+    frames, _ = reconstruct(simulation, items=items)
+    (plain,), _ = reconstruct(simulation)
+    assert len(frames) == 2
+    for frame in frames:
+        assert relative_error(frame.pixels, plain.pixels) < 0.01
 
 
 def test_larger_field_of_view_has_more_pixels_of_the_same_size(reconstruct):
@@ -230,7 +275,7 @@ def test_a_gpu_gives_the_same(cupy, reconstruct, combination):
 
 def test_more_memory_than_there_is_is_an_error_that_names_the_keys(reconstruct):
     simulation = simulate(design(), still())
-    with pytest.raises(ValueError, match=r"arms_per_frame.*window_shift.*fov_oversampling"):
+    with pytest.raises(ValueError, match=r"frames of .* arms with window_shift.*fov_oversampling"):
         reconstruct(simulation, arms_per_frame=1_000_000, window_shift=1)
 
 
@@ -239,7 +284,7 @@ def test_more_slices_than_there_is_memory_for_are_an_error_that_names_them(recon
     for_one = SlidingWindow.grids(4, 4) * 4 * 192**2 * 8  # of 4 coils; 1.5 times as wide as the image [bytes]
     monkeypatch.setattr(memory, "usable", lambda device: 2 * for_one)
     simulation = simulate(design(64), still(slices=3, readouts=12, coils=4))
-    with pytest.raises(ValueError, match=r"arms_per_frame.*window_shift.*, 3 slices and .*fov_oversampling"):
+    with pytest.raises(ValueError, match=r"frames of .* arms with window_shift.*, 3 slices and .*fov_oversampling"):
         reconstruct(simulation, fov_oversampling=2.0, arms_per_frame=4, window_shift=4)
 
 

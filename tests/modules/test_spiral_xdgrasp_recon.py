@@ -13,7 +13,17 @@ from recon import configuration, memory, physio
 from simulation.gridding import gridded
 from solvers import backends as solvers
 from solvers import bart_recon, timekeeper
-from spiral_sessions import Client, change, configure, error, one_thread, small_scan, true_images
+from spiral_sessions import (
+    Client,
+    change,
+    configure,
+    error,
+    in_linear_field,
+    know_the_field,
+    one_thread,
+    small_scan,
+    true_images,
+)
 from spiral_xdgrasp_recon import XdConfig
 
 SOURCES = ("ecg", "pilottone", "pilottone_derivative")
@@ -50,6 +60,11 @@ def run(simulation, items=None, binning=None, **reconstruction):
         configure(patch, XdConfig, simulation.trajectory.file.parent, **tables)
         xd.process(client, "spiral_xdgrasp_recon", simulation.header)
     return client
+
+
+def test_a_gpu_gives_the_same(cupy, simulation, native):
+    client = run(simulation, backend="native", gpu_device=0)
+    assert error(client.pixels, native.pixels) < 0.005
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +183,17 @@ def test_images_of_the_native_solver_are_as_good(simulation, heads, filled, nati
     assert error(native.pixels, filled.pixels) < 0.05
     assert "INFO     computing with the native solver on the CPU" in native.texts
     assert any(text.startswith("INFO     part 1 of 1: iterative reconstruction: ") for text in native.texts)
+
+
+def test_a_field_that_varies_over_the_image_is_corrected(simulation, heads, native, monkeypatch):
+    disturbed, truth = in_linear_field(simulation), true_images(simulation, members(bins_of(simulation, heads)))
+    best = error(native.pixels, truth)
+    assert error(run(disturbed, backend="native").pixels, truth) > 1.2 * best
+    know_the_field(monkeypatch, xd)
+    client = run(disturbed, backend="native")
+    assert error(client.pixels, truth) < 1.1 * best
+    assert change(client.pixels, truth) > 0.95
+    assert any("off-resonance are corrected by" in text for text in client.texts)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

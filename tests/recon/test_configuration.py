@@ -127,7 +127,7 @@ def test_metafile_paths_must_be_a_list_of_folders(tmp_path, value):
     ("text", "told"),
     [
         ("[reconstruction]\narm_per_frame = 3", "reconstruction.arm_per_frame: unknown key; did you mean arms_per_fra"),
-        ("[reconstruction]\nnonsense = 3", "Known here: apply_girf, girf_file"),
+        ("[reconstruction]\nnonsense = 3", "Known here: concomitant, field_map"),
         ('[reconstruction]\nmetafile_paths = ["a"]', "belongs at the top of the file, before the first table"),
         ("arms_per_frame = 3", "arms_per_frame: this key belongs in the table [reconstruction]"),
         ("[binning]\nresp_discard = 0.1", "binning: unknown key"),

@@ -96,7 +96,7 @@ def one_point(value):
     """Cartesian k-space of a single bright pixel in an 8 x 8 image."""
     k = np.mgrid[-4:4, -4:4].reshape(2, -1).T[np.newaxis].astype(float)
     samples = np.full((1, 1, 64), value, np.complex64)
-    return SimpleNamespace(coordinates=k, samples=samples, columns=[0], usable=[True])
+    return SimpleNamespace(coordinates=k, samples=samples, columns=[0], usable=[True], correction=None)
 
 
 def test_data_scale_of_a_bright_point_is_the_maximum():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from solvers import linops, toeplitz
-from solvers.linops import Difference, Encoding
+from solvers.linops import ArmFields, Difference, Encoding
 from solvers.team import Team
 
 SHAPES = [(9, 14), (13, 11), (16, 16), (17, 22)]  # 13 and 17 are transformed as 14 and 18
@@ -60,6 +60,61 @@ def test_encoding_agrees_with_direct_sums(shape):
         kernel = normal.kernels[n]
         assert relative(toeplitz.k_space_diagonal(kernel, maps).ravel(), diagonal.real) < 2e-4
     assert misfit == pytest.approx(expected_misfit, rel=2e-4)
+
+
+def field_terms(rng, shape, columns, terms=3, samples=25, several=True):
+    """Terms that are nothing but numbers, those of time with a phase in common."""
+    arms = 7 if several else 1
+    phase = np.exp(2j * np.pi * rng.random((arms, 1, samples)))
+    temporal = (rng.standard_normal((arms, terms, samples)) * phase).astype(np.complex64)
+    return ArmFields(random_complex(rng, terms, *shape), temporal, columns)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("several", [False, True])
+def test_encoding_with_field_terms_agrees_with_direct_sums(shape, several):
+    rng, coordinates, weights, maps = problem(shape)
+    coordinates[1, 1] = coordinates[0, 2]  # an arm that occurs twice
+    columns = np.array([[0, 6, 1, 2], [3, 1, 4, 5], [4, 2, 0, 3]])
+    columns[2], coordinates[2] = columns[1], coordinates[1]
+    fields = field_terms(rng, shape, columns, several=several)
+    images, samples = random_complex(rng, 3, *shape), random_complex(rng, 3, 4, 2, 25)
+    with Team(2) as team:
+        encoding = Encoding(coordinates, weights, maps, team, fields=fields)
+        forward, adjoint = encoding.forward(images), encoding.adjoint(samples)
+        normals = [toeplitz.ToeplitzNormal(encoding.kernels(), maps, team, batch, encoding.spatial) for batch in (1, 2)]
+        results = [np.empty_like(images) for _ in normals]
+        for normal, result in zip(normals, results, strict=True):
+            normal(images, result)
+        misfit = encoding.data_term(images, samples)
+    expected_misfit = 0.0
+    for n in range(3):
+        of_terms = [dense(coordinates[n], maps * term).reshape(4, 2, 25, -1) for term in fields.spatial]
+        temporal = fields.temporal[columns[n] if several else [0] * 4]
+        matrix = sum(temporal[:, term, None, :, None] * each for term, each in enumerate(of_terms)).reshape(200, -1)
+        w = np.repeat(weights[n], 2 * 25)
+        taken = (matrix @ images[n].ravel()).reshape(4, 2, 25)
+        assert relative(forward[n], taken * (weights[n] > 0)[:, None, None]) < 3e-4
+        assert relative(adjoint[n].ravel(), matrix.conj().T @ (w * samples[n].ravel())) < 3e-4
+        for result in results:
+            assert relative(result[n].ravel(), matrix.conj().T @ (w * (matrix @ images[n].ravel()))) < 3e-4
+        expected_misfit += 0.5 * (weights[n][:, None, None] * abs(taken - samples[n]) ** 2).sum()
+        diagonal = np.fft.fft2((matrix.conj().T * w @ matrix).reshape(*shape, *shape), axes=(0, 1))
+        diagonal = np.fft.ifft2(diagonal, axes=(2, 3)).reshape(np.prod(shape), -1).diagonal()
+        found = toeplitz.k_space_diagonal(normals[0].kernels[n], maps, fields.spatial)
+        assert relative(found.ravel(), diagonal.real) < 3e-4
+    assert misfit == pytest.approx(expected_misfit, rel=3e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2])
+def test_encoding_with_field_terms_and_its_adjoint_are_a_pair(shape):
+    rng, coordinates, weights, maps = problem(shape)
+    fields = field_terms(rng, shape, rng.integers(0, 7, (3, 4)))
+    image, samples = random_complex(rng, 3, *shape), random_complex(rng, 3, 4, 2, 25)
+    with Team(1) as team:
+        encoding = Encoding(coordinates, weights, maps, team, fields=fields)
+        left = np.vdot(samples, weights[:, :, None, None] * encoding.forward(image))
+        assert left == pytest.approx(np.vdot(encoding.adjoint(samples), image), rel=1e-3)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

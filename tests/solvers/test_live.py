@@ -1,13 +1,17 @@
 """The live window: its operators, its steps, and its images against the truth and the batch solver."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from recon.arrays import to_host
+from recon.fieldcorrection import Correction
 from recon.readouts import data_scale
-from solvers import calibration, live, livestart, native_recon
+from solvers import arrivingframe, calibration, live, livestart, native_recon
 from solvers.arrivingframe import ArmTables, ArrivingFrame
 from solvers.backends import LAMBDA_FRAMES
-from solvers.linops import Encoding, HeldDifference
+from solvers.linops import ArmFields, Encoding, HeldDifference
 from solvers.native_recon import Penalty
 from solvers.team import Team
 from spiral_sessions import change, error, received, small_scan, true_images
@@ -50,7 +54,12 @@ def tables(readouts, team):
 def movie(readouts, tables, team, *, lag=0, window=4, iterations=6, reg_lambda=LAMBDA, everywhere=False):
     """Live images of the frames from STEADY on [frame, row, column], for data over their scale."""
     start = livestart.begin(
-        readouts, tables, arms=ARMS, weight=reg_lambda * LAMBDA_FRAMES, window_frames=window, team=team
+        readouts,
+        lambda correction: tables,
+        arms=ARMS,
+        weight=reg_lambda * LAMBDA_FRAMES,
+        window_frames=window,
+        team=team,
     )
     images = []
     for frame in range(FRAMES):
@@ -59,9 +68,9 @@ def movie(readouts, tables, team, *, lag=0, window=4, iterations=6, reg_lambda=L
         start.window.advance(*start.arriving.take())
         for _ in range(iterations):
             start.window.refine(window if everywhere else live.NEWEST)
-        images.append(start.window.image(min(lag, frame)))
+        images.append(to_host(start.window.image(min(lag, frame))))
         start.window.refine(window)
-    images += [start.window.image(lag - n) for n in range(1, lag + 1)]
+    images += [to_host(start.window.image(lag - n)) for n in range(1, lag + 1)]
     return np.array(images[lag:])[STEADY:]
 
 
@@ -137,6 +146,16 @@ def test_images_approach_those_of_the_batch_solver(readouts, tables, team):
     assert distances[2] < 0.035
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_gpu_gives_the_same_images(cupy, readouts, team, monkeypatch, kept):
+    monkeypatch.setattr("solvers.arrivingframe.KERNEL_BYTES", 1 << 40 if kept else 0)
+    shape = (readouts.matrix, readouts.matrix)
+    on_cpu, on_gpu = (
+        movie(readouts, ArmTables(readouts.coordinates, shape, team, device), team, iterations=2) for device in (-1, 0)
+    )
+    np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-3 * abs(on_cpu).max())
+
+
 def test_unsampled_frequencies_stay_as_they_are(readouts, tables, team):
     """The corners of k-space would take up noise, with each frame a little more."""
     images = movie(readouts, tables, team)
@@ -146,7 +165,7 @@ def test_unsampled_frequencies_stay_as_they_are(readouts, tables, team):
 
 
 def test_a_frame_without_data_is_the_one_before_it(readouts, tables, team):
-    start = livestart.begin(readouts, tables, arms=ARMS, weight=0.005, window_frames=3, team=team)
+    start = livestart.begin(readouts, lambda correction: tables, arms=ARMS, weight=0.005, window_frames=3, team=team)
     before = start.window.image()
     for _ in range(3):
         start.window.advance(*start.arriving.take())
@@ -177,3 +196,27 @@ def test_best_step_leaves_out_a_second_direction_that_adds_nothing():
     assert live.best_step(0.0, 0.0, 0.0, 0.0, 0.0) == (0.0, 0.0)
     matrix, along = np.array([[3.0, 1.0], [1.0, 2.0]]), np.array([1.0, -2.0])
     np.testing.assert_allclose(live.best_step(3.0, 1.0, 2.0, *along), np.linalg.solve(matrix, along))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_arriving_frame_with_field_terms_is_that_of_the_encoding(simulation, monkeypatch, kept):
+    """Kernels of single arms kept or not; E^H y of the frame, too."""
+    if not kept:
+        monkeypatch.setattr(arrivingframe, "KERNEL_BYTES", 0)
+    rng = np.random.default_rng(2)
+    coordinates = (rng.random((5, 30, 2)) - 0.5) * 12
+    temporal = rng.standard_normal((5, 2, 30)).astype(np.complex64)
+    terms = SimpleNamespace(spatial=random_complex(2, 12, 12, seed=3))
+    maps, mixing = random_complex(2, 12, 12, seed=4), random_complex(2, 3, seed=5)
+    samples, arms = random_complex(3, 3, 30, seed=6), [4, 0, 2]
+    with Team(2) as team:
+        tables = ArmTables(coordinates, (12, 12), team, correction=Correction(terms, temporal))
+        arriving = ArrivingFrame(tables, maps, mixing, 2.0)
+        for arm, each in zip(arms, samples, strict=True):
+            arriving.add(arm, each)
+        kernel, adjoint = arriving.take()
+        fields = ArmFields(terms.spatial, temporal, np.array([arms]))
+        encoding = Encoding(coordinates[np.newaxis, arms], None, maps, team, fields=fields)
+        np.testing.assert_allclose(kernel, encoding.kernels()[0], atol=1e-4 * abs(kernel).max())
+        expected = encoding.adjoint(samples[np.newaxis], mixing)[0] / 2
+        np.testing.assert_allclose(adjoint, expected, atol=1e-3 * abs(expected).max())

@@ -1,0 +1,240 @@
+"""Field correction of one scan: which fields are corrected, and the terms of each image; see `fieldterms`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import ismrmrd
+import numpy as np
+from numpy.typing import NDArray
+
+from recon import concomitant
+from recon.configuration import ConfigurationError, FieldSettings
+from recon.fieldterms import FieldTerms, Phase, find_terms
+
+logger = logging.getLogger(__name__)
+
+LOW_FIELD = 1.0  # [T], below which concomitant fields are corrected by themselves
+
+
+class FieldMap(Protocol):
+    """Source of a field map."""
+
+    def on_grid(
+        self, head: ismrmrd.AcquisitionHeader, shape: tuple[int, int], field_of_view: tuple[float, float]
+    ) -> NDArray[np.floating] | None:
+        """Off-resonance [row, column] [Hz] of the plane of a readout, field of view (x, y) [mm]; None: not known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """Terms of planes that have their arms in common.
+
+    Attributes
+    ----------
+    terms
+        Their `spatial` is [term, plane, row, column]; of a single plane, see `plane`, [term, row, column].
+    temporal
+        b_l of the arms, complex64 [arm, term, sample]; a single arm stands for all.
+    """
+
+    terms: FieldTerms
+    temporal: NDArray[np.complex64]
+
+    def __len__(self) -> int:
+        return len(self.terms)
+
+    def plane(self, number: int = 0) -> Correction:
+        """That of one plane."""
+        return replace(self, terms=replace(self.terms, spatial=self.terms.spatial[:, number]))
+
+    @property
+    def demodulation(self) -> NDArray[np.complex64]:
+        """Factors [arm or 1, sample] of samples that correct as the first term does, but for a phase of the image."""
+        first = self.temporal[:, 0].conj()
+        return (first / np.abs(first)).astype(np.complex64)
+
+    def first(self, count: int) -> Correction:
+        """The first `count` terms."""
+        return Correction(self.terms.first(count), self.temporal[:, :count])
+
+
+class FieldCorrection:
+    """Terms that correct the images of a scan.
+
+    Parameters
+    ----------
+    settings
+        Which fields, and how well.
+    header
+        The MRD header.
+    field_map
+        Of the off-resonance; None: there is none.
+    tell, warn
+        Called with a text for the client.
+
+    Raises
+    ------
+    ConfigurationError
+        Concomitant fields are to be corrected, and the header has no field strength.
+    """
+
+    def __init__(
+        self, settings: FieldSettings, header: Any, field_map: FieldMap | None = None,
+        tell: Callable[[str], None] = logger.info, warn: Callable[[str], None] = logger.warning,
+    ) -> None:  # fmt: skip
+        self._tolerance, self._map = settings.field_tolerance, field_map
+        self._tell, self._warn = tell, warn
+        self._told = self._reduced = self._without_dwell = False
+        self._b0 = _concomitant_field(settings.concomitant, concomitant.field_strength(header), tell)
+
+    @property
+    def active(self) -> bool:
+        """True where any field is to be corrected."""
+        return self._b0 is not None or self._map is not None
+
+    def place(self, head: ismrmrd.AcquisitionHeader) -> tuple[float, ...]:
+        """Position of a readout, by which terms differ even if the orientation is the same; empty: they do not."""
+        return tuple(head.position) if self.active else ()
+
+    def times(self, k: NDArray[np.floating], dwell: float) -> NDArray[np.float64]:
+        """`Phase.times` of arms.
+
+        Parameters
+        ----------
+        k
+            K-space [arm, sample, (kx, ky)] [1/m].
+        dwell
+            Time from sample to sample [s].
+        """
+        middle = int(np.linalg.norm(k, axis=-1).mean(axis=0).argmin())
+        features = []
+        if self._map is not None:
+            seconds = dwell * (np.arange(k.shape[1]) - middle)
+            features.append(np.broadcast_to(seconds[:, np.newaxis], (*k.shape[:2], 1)))
+        if self._b0 is not None:
+            integrals = concomitant.integrals(k, dwell, self._b0)
+            features.append(integrals - integrals[:, middle : middle + 1])
+        times = np.concatenate(features, axis=-1)
+        return times if self._b0 is not None else times[:1]
+
+    def terms(
+        self, k: NDArray[np.floating], dwell: float, heads: Sequence[ismrmrd.AcquisitionHeader],
+        shape: tuple[int, int], field_of_view: tuple[float, float],
+    ) -> Correction | None:  # fmt: skip
+        """Find the terms of planes that have their arms in common; None where there is nothing to correct.
+
+        So it is, too, where the dwell time is not known: the client is told once.
+
+        Parameters
+        ----------
+        k, dwell
+            As for `times`; a dwell time of 0 is not known.
+        heads
+            A readout's header for each plane: its position and orientation.
+        shape
+            Of the images (rows, columns).
+        field_of_view
+            Of the images (x, y) [mm].
+
+        Raises
+        ------
+        ValueError
+            The field map is not finite.
+        """
+        if not self.active:
+            return None
+        if not dwell > 0:
+            if not self._without_dwell:
+                self._warn("fields are not corrected: readouts have no sample_time_us, which tells how long they take")
+            self._without_dwell = True
+            return None
+        places = np.stack([self._places(head, shape, field_of_view) for head in heads], axis=1)
+        times = self.times(k, dwell)
+        found = find_terms(Phase(times, places), self._tolerance)
+        if found is None:
+            return None
+        reach = float(np.ptp(times.reshape(-1, len(places))[-1] @ places.reshape(len(places), -1)))
+        what = [f"concomitant fields at {self._b0:.2f} T"] if self._b0 is not None else []
+        what += ["off-resonance"] if self._map is not None else []
+        text = (
+            f"{' and '.join(what)} are corrected by {len(found)} term(s), for phases that differ by {reach:.2f} cycles "
+            f"over the image at the end of a readout: error {found.error:.2g}, field_tolerance = {self._tolerance:g}"
+        )
+        (logger.info if self._told else self._tell)(text)
+        self._told = True
+        return Correction(found, found.temporal(times))
+
+    def _places(
+        self, head: ismrmrd.AcquisitionHeader, shape: tuple[int, int], field_of_view: tuple[float, float]
+    ) -> NDArray[np.float64]:
+        """`Phase.places` of a plane [feature, row, column]."""
+        features = []
+        if self._map is not None:
+            off_resonance = self._map.on_grid(head, shape, field_of_view)
+            features.append(np.zeros((1, *shape)) if off_resonance is None else off_resonance[np.newaxis].astype(float))
+        if self._b0 is not None:
+            features.append(concomitant.shapes(head, shape, field_of_view))
+        return np.concatenate(features)
+
+    def keep_pace(self, correction: Correction, needed: float, available: float) -> Correction:
+        """Leave out terms that the scan leaves no time for, but one; tells the client once.
+
+        Parameters
+        ----------
+        correction
+            As the tolerance asks for it.
+        needed
+            Time that all of its terms take for each readout [s].
+        available
+            Time from readout to readout that may be spent on them [s].
+        """
+        count = len(correction)
+        fewer = max(int(count * available / needed), 1) if needed > available else count
+        if fewer == count:
+            return correction
+        if not self._reduced:
+            self._reduced = True
+            errors = correction.terms.errors
+            self._warn(
+                f"field correction by {count} terms would take {1e3 * needed:.2f} ms per readout, the scan leaves "
+                f"{1e3 * available:.2f} ms: {fewer} term(s) are used, with an error of {errors[fewer]:.2g} in "
+                f"place of {errors[count]:.2g}; a larger field_tolerance, or fewer coils, takes less"
+            )
+        return correction.first(fewer)
+
+
+def open_correction(
+    settings: FieldSettings, header: Any, tell: Callable[[str], None], warn: Callable[[str], None]
+) -> FieldCorrection:
+    """Field correction of a scan, with the field map that the configuration names.
+
+    Raises
+    ------
+    ConfigurationError
+        The field map cannot be had; or as `FieldCorrection`.
+    """
+    if settings.field_map:
+        raise ConfigurationError(f'field_map = "{settings.field_map}": field maps cannot be read yet; leave it empty')
+    return FieldCorrection(settings, header, None, tell, warn)
+
+
+def _concomitant_field(asked: str, b0: float | None, tell: Callable[[str], None]) -> float | None:
+    """Main field [T] whose concomitant fields are corrected; None: they are not."""
+    if asked == "off":
+        return None
+    if b0 is None:
+        if asked == "on":
+            raise ConfigurationError(
+                'concomitant = "on" needs the main field, but the header has neither systemFieldStrength_T nor '
+                "H1resonanceFrequency_Hz"
+            )
+        tell("concomitant fields are not corrected: the header has no systemFieldStrength_T")
+        return None
+    if asked == "auto" and b0 >= LOW_FIELD:
+        logger.info("Concomitant fields are not corrected at %.2f T", b0)
+        return None
+    return b0
