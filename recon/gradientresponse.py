@@ -112,8 +112,14 @@ def predict_trajectory(
     Raises
     ------
     GirfError
-        An arm does not start in the centre of k-space: what brought it to its first sample is not known.
+        The dwell time is not known; or an arm does not start in the centre of k-space: what brought it to its first
+        sample is not known.
     """
+    if not dwell > 0:
+        raise GirfError(
+            "apply_girf needs the time from sample to sample, but the readouts, which bring the trajectory, have no "
+            "sample_time_us: set apply_girf = false"
+        )
     begin = np.linalg.norm(k[:, 0], axis=-1)
     steps = np.linalg.norm(np.diff(k, axis=1), axis=-1).max(axis=1, initial=0)
     if (begin > CENTRED * steps).any():

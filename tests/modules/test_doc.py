@@ -71,3 +71,11 @@ def test_links_between_documents_lead_somewhere():
     for path in [PROJECT / "README.md", *(PROJECT / "doc").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text("utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_pictures_are_small_and_shown():
+    """A picture that no document shows is left over; large ones make every clone slow."""
+    documents = "".join(path.read_text("utf-8") for path in [PROJECT / "README.md", *(PROJECT / "doc").glob("*.md")])
+    for path in (PROJECT / "doc" / "pictures").glob("*.png"):
+        assert f"pictures/{path.name})" in documents, f"{path.name} is in no document"
+        assert path.stat().st_size < 300_000, path.name

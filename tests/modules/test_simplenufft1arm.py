@@ -143,6 +143,25 @@ def test_concomitant_fields_of_each_slice_are_corrected(monkeypatch, tmp_path, c
     assert any("concomitant fields at 0.55 T are corrected" in text for text in session.texts)
 
 
+def test_readouts_that_bring_arms_without_a_dwell_time_are_imaged_uncorrected(monkeypatch, tmp_path):
+    scan = still(readouts=96, position=(0.0, 0.0, 130.0), carried="1/m")
+    simulation = simulate(design(interleaves=4), scan)
+    items = list(simulation.acquisitions())
+    images = []
+    for asked, dwell in (("off", 4.0), ("auto", 0.0)):
+        for item in items:
+            item.sample_time_us = dwell
+        table = {"arms_per_frame": 16, "window_shift": 16, "concomitant": asked}
+        configure(monkeypatch, ViewSharingConfig, tmp_path, reconstruction=table)
+        session = Client(items)
+        simplenufft1arm.process(session, "simplenufft1arm", simulation.header)
+        images.append(session.pixels)
+    np.testing.assert_array_equal(*images)
+    (text,) = (text for text in session.texts if "fields" in text)
+    assert "WARNING" in text
+    assert "no sample_time_us" in text
+
+
 def test_slice_that_moves_along_its_axis_has_a_new_correction(reconstruct):
     """Its frames begin anew, since grids of both places cannot be added."""
     trajectory = design(interleaves=4)

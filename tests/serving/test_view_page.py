@@ -275,8 +275,12 @@ def test_slow_page_goes_on_with_the_newest_image_and_says_what_it_has_left_out(p
     peer.send(image_of(patterned(61, 37)))
     shows(page, "#place", "1 / 1")
     session = page.context.new_cdp_session(page)
+    paused = threading.Event()
+    session.on("Debugger.paused", lambda event: paused.set())
     session.send("Debugger.enable")
-    session.send("Debugger.pause")
+    page.evaluate("() => void setTimeout(() => { debugger; })")
+    while not paused.is_set():
+        page.wait_for_timeout(10)  # [ms]; events come only during calls
     for number in range(2, 101):
         peer.send(image_of(patterned(61, 37, number), number))
     assert wait_until(lambda: scene.view.hub.sessions["session-1"].summary.sent_images == 100)
