@@ -158,11 +158,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seen.append(finding)
         show([finding], stdout, colours)
     counts = {level: sum(each.level is level for each in seen) for level in Level}
+    faults, warnings = counts[Level.FAULT], counts[Level.WARNING]
     stdout.write(
-        f"{counts[Level.FAULT]} faults, {counts[Level.WARNING]} warnings, {counts[Level.OK]} ok, "
+        f"{faults} fault{'s' * (faults != 1)}, {warnings} warning{'s' * (warnings != 1)}, {counts[Level.OK]} ok, "
         f"{time.monotonic() - begin:.1f} s\n"
     )
-    return int(counts[Level.FAULT] > 0)
+    return int(faults > 0)
 
 
 if __name__ == "__main__":
