@@ -17,10 +17,12 @@ FLOORS = (  # each imports from those before it and from its own
     {"solvers"},
     {"serving"},
     {"server"},
-    {"main"},
+    {"main", "simulation"},
+    {"checks"},
+    {"doctor"},
 )
-NOT_FOR_MODULES = {"serving", "server", "main"}
-ROOMS = {"mrdio", "recon", "solvers", "serving", "dicomio", "sending", "simulation", "serving/view"}
+NOT_FOR_MODULES = {"serving", "server", "main", "checks", "doctor"}
+ROOMS = {"mrdio", "recon", "solvers", "serving", "dicomio", "sending", "simulation", "serving/view", "checks"}
 MOST_AT_ROOT = 26
 
 
