@@ -60,11 +60,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--fix-transposed", action="store_true", help="transpose an image when that makes it fit its series")
     add("--mrd2gif", action="store_true", help="make a GIF of the images")
     add("--realtime", action="store_true", help="send at the pace of the scan, and report how well that went")
+    add("--loop", action="store_true", help="with --realtime: send the file again and again, and keep no images")
     add("-v", "--verbose", action="store_true", help="log details")
     add("-l", "--logfile", type=Path, help="log into this file as well")
     add("--quiet", action="store_true", help="print errors only")
     add("--timeout", type=number(0.1, float), default=3600.0, metavar="SECONDS", help="longest silence of the server")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.loop and not options.realtime:
+        parser.error("--loop needs --realtime")
+    if options.loop and (options.outfile or options.out_group or options.mrd2gif):
+        parser.error("--loop keeps no images: leave out -o, -G and --mrd2gif")
+    return options
 
 
 def configure_logging(verbose: bool, quiet: bool, logfile: Path | None) -> None:
@@ -142,7 +148,15 @@ def _run_command(arguments: argparse.Namespace) -> int:
         timeout=arguments.timeout,
         progress=show_progress if sys.stderr.isatty() and not arguments.quiet else None,
         realtime=arguments.realtime,
+        keep=not arguments.loop,
     )
+    status = _run_once(arguments, options)
+    while arguments.loop and status == 0:
+        status = _run_once(arguments, options)
+    return status
+
+
+def _run_once(arguments: argparse.Namespace, options: ClientOptions) -> int:
     try:
         result = run(options)
     except (ClientError, MrdFileError) as error:
@@ -151,7 +165,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
     if options.progress is not None:
         print(file=sys.stderr)
     if not arguments.quiet:
-        print_summary(result)
+        print_summary(result, options.keep)
     if arguments.mrd2gif and result.received["images"] and result.part is None:
         import mrd2gif
 
@@ -174,8 +188,8 @@ def show_progress(sent: int, total: int | None, received: int) -> None:
     print(f"\rsent {sent}{of_total}, received {received} images ", end="", file=sys.stderr, flush=True)
 
 
-def print_summary(result: Result) -> None:
-    """Print how much was sent and received, and where the images are."""
+def print_summary(result: Result, kept: bool = True) -> None:
+    """Print how much was sent and received, and where the images are, if they were kept."""
 
     def listed(counts: dict[str, int]) -> str:
         return ", ".join(f"{count} {kind}" for kind, count in counts.items())
@@ -186,7 +200,7 @@ def print_summary(result: Result) -> None:
         print(f"fallback {result.fallbacks} of the images are simple fallback images: the reconstruction failed")
     if result.pace:
         print(result.pace)
-    if any(result.received.values()) and result.part is None:
+    if kept and any(result.received.values()) and result.part is None:
         print(f"output   {result.output} group '{result.group}'")
 
 

@@ -51,6 +51,16 @@ class Keeper(Protocol):
         """Receive one of them."""
 
 
+class Watcher(Protocol):
+    """Observer of a session for the live view; takes what it needs at once, and never waits."""
+
+    def received(self, message: Message) -> None:
+        """Take note of a message that has been received."""
+
+    def sent(self, identifier: MessageId, buffers: list[memoryview]) -> None:
+        """Take note of a message that has been sent, as its bytes, identifier first."""
+
+
 def _no_debugging(name: str, array: Any) -> None:
     """Do nothing: ``connection.debug`` when no arrays were asked for."""
 
@@ -82,6 +92,10 @@ class Connection:
         The same in bytes.
     keeper : Keeper or None
         Is called with every readout, waveform and image received, until the first image has been sent.
+    watcher : Watcher or None
+        Is called with every message received and sent.
+    set_up : float
+        How long the module's ``prepare`` took [s]: what the peer sent meanwhile has waited.
     is_exhausted : bool
         Whether the peer's messages have ended, by CLOSE or by a break.
     savedata : bool
@@ -106,6 +120,7 @@ class Connection:
         self._send_lock = threading.Lock()
         self._next_identifier: int | None = None
         self._unreadable = False
+        self.set_up = 0.0
         self._warned = False
         self._ended_by: str | None = None
         self.is_exhausted = False
@@ -118,6 +133,7 @@ class Connection:
         self.recvAcqs = self.recvImages = self.recvWaveforms = 0
         self.sentAcqs = self.sentImages = self.sentWaveforms = 0
         self.keeper: Keeper | None = None
+        self.watcher: Watcher | None = None
 
     def observe(self, observer: Observer | None) -> None:
         """Show every byte that is received from here on to an observer; None: to none."""
@@ -186,6 +202,8 @@ class Connection:
             keeper = self.keeper  # another thread may send an image, and so end the keeping
             if keeper is not None and identifier in _WITH_DATA:
                 keeper.add(message.content)
+            if self.watcher is not None:
+                self.watcher.received(message)
             return message
 
     def _broken(self, error: MrdError) -> MrdError:
@@ -225,13 +243,15 @@ class Connection:
             if self._ended_by:
                 raise SessionEnded(f"{identifier.name} cannot be sent: {self._ended_by}")
             try:
-                self._raw.send(buffers)
+                self._raw.send([*buffers])
             except OSError as error:
                 # What follows a message that was cut short could not be told from its missing bytes.
                 self._ended_by = f"the connection broke while sending: {error}"
                 raise StreamBroken(self._ended_by) from error
             if identifier == MessageId.CLOSE:
                 self._ended_by = _CLOSE_SENT
+            if self.watcher is not None:
+                self.watcher.sent(identifier, buffers)
 
     def send_config_file(self, name: str) -> None:
         """Send the name of the module to run."""

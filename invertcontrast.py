@@ -45,7 +45,9 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     """
     acqGroup: list[ismrmrd.Acquisition] = []
     imgGroups: dict[int, list[ismrmrd.Image]] = {}  # by series
+    empty = True
     for item in connection:
+        empty = False
         if isinstance(item, ismrmrd.Acquisition):
             acqGroup.append(item)
         elif isinstance(item, ismrmrd.Image):
@@ -61,6 +63,8 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
         connection.send_image(process_raw(acqGroup, connection, config, metadata))
     for imgGroup in imgGroups.values():
         connection.send_image(process_image(imgGroup, connection, config, metadata))
+    if empty:
+        connection.warn("there were no readouts and no images, so there is no image")
 
 
 def process_raw(acqGroup: list[Any], connection: Connection, config: Any, metadata: Any) -> list[ismrmrd.Image]:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before NumPy is loaded. Sessions run side by side, and OpenBLAS's threads wait for each other in turns of the
 # scheduler where others use the processor: a matrix of 336 x 336 may then take seconds.
@@ -21,6 +22,10 @@ from serving.metrics import Metrics, MetricsError
 from serving.module_loader import ModuleError
 from serving.processes import leave
 from serving.session import DEPENDENCIES, SessionOptions
+from serving.view import ViewError
+
+if TYPE_CHECKING:  # the view is imported when it is asked for
+    from serving.view.site import View
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +56,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--log-json", dest="logJson", action="store_true", help="log JSON, one object a line, for machines")
     add("--metrics", type=number(0, high=65535), metavar="PORT",
         help="serve Prometheus metrics on this port of 127.0.0.1; 0: any free one")  # fmt: skip
+    add("--view", type=number(0, high=65535), metavar="PORT",
+        help="show the sessions live in a browser, on this port; 0: any free one")  # fmt: skip
+    add("--viewHost", default="127.0.0.1", metavar="HOST",
+        help="address of the view; others than 127.0.0.1 show it to everybody who reaches them")  # fmt: skip
+    add("--viewNames", action="store_true", help="show patients' names in the view")
     add("--no-fallback", dest="fallback", action="store_false",
         help="send no simple fallback image when a reconstruction fails")  # fmt: skip
     add("-M", "--moduleFolder", type=Path, action="append", default=[], metavar="FOLDER",
@@ -84,6 +94,21 @@ def warn_of_namesakes(folder: Path) -> None:
         if name.isidentifier() and (own.with_suffix(".py").is_file() or (own / "__init__.py").is_file()):
             logger.warning("%s: the server has a %s, too, and 'import %s' gets that one: choose another name",
                 path, f"folder {name}" if own.is_dir() else f"file {name}.py", name)  # fmt: skip
+
+
+def open_view(arguments: argparse.Namespace) -> "View":
+    """Serve the live view.
+
+    Raises
+    ------
+    ViewError
+        If the address cannot be listened on, or the package that it needs is not installed.
+    """
+    try:
+        from serving.view.site import View
+    except ImportError as error:
+        raise ViewError("--view needs the package websockets: pip install websockets") from error
+    return View(arguments.view, arguments.viewHost, arguments.viewNames)
 
 
 def main() -> int:
@@ -127,8 +152,9 @@ def main() -> int:
     )
     try:
         metrics = None if arguments.metrics is None else Metrics(arguments.metrics)
-        server = Server(options) if metrics is None else Server(options, metrics.count)
-    except (OSError, ValueError, ModuleError, MetricsError) as error:
+        view = None if arguments.view is None else open_view(arguments)
+        server = Server(options, view=view) if metrics is None else Server(options, metrics.count, view)
+    except (OSError, ValueError, ModuleError, MetricsError, ViewError) as error:
         logger.error("The server cannot start: %s", error)
         return 1
 

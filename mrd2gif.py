@@ -5,8 +5,13 @@
 
 - *Frames* are images of one average, contrast, phase, repetition and set, in stored order. Slices of a frame, and
   partitions of 3-D images, are tiled from left to right and top to bottom. Pixels are drawn square.
-- *Window*: WindowCenter and WindowWidth of the image, black at centre - width/2 and white at centre + width/2; else the
-  0.5 and 99.5 percentiles of all images of that type in the series, so that the brightness does not flicker.
+- *Window*: WindowCenter and WindowWidth of the image, black at centre - width/2 and white at centre + width/2. Where
+  they only say how many bits a pixel has, or are missing, one window is taken from the pixels of all images of that
+  type in the series that are not background (`mrdio.pictures.window_from_values`), so that the brightness does not
+  flicker.
+- *Labels*: series, frame, counters that change, and time since the first image, below the picture; slice, and frame of
+  a still picture, on the tile; letters of the patient's sides (L or R, P or A, H or F) at the edges, from the header's
+  read_dir and phase_dir, on the first tile and where they change. ``--no-labels`` leaves all of them out.
 - *Pixels*: complex data as magnitude, several channels as their root sum of squares, RGB images (type 6) in colour.
 - *Overlays*: ROI_* and Text_* attributes, on every tile of their image, in screen pixels above the enlarged picture.
 - *Colours*: LUTFileName, shown with the matplotlib colour map that looks most like it.
@@ -24,12 +29,15 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import ismrmrd
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dicomio.geometry import edge_letters
 from mrdio.h5groups import image_holders
 from mrdio.mrdfile import MrdReader
 from mrdio.pictures import LARGEST_PX, Entry, Picture, Series, read_picture, survey
@@ -44,6 +52,15 @@ ROWS_AT_ONCE = 64  # that are turned into palette entries: a mosaic may have hun
 FILM_PX = 2**28  # [px] of all frames of a film: Pillow keeps them until the last, and viewers all the time
 OVERLAY_LEVELS = 240  # gray levels when something is drawn on top: a GIF palette has 256 entries for both
 TEXT_PX = 12  # [px] height of the letters
+LABEL_PX = 10  # [px] height of the letters of labels
+STRIP_PX = 15  # [px] height of the strip below the picture that says what is shown
+LETTERS_PX = 64  # [px] a tile of fewer has no labels
+LABEL_INK, LABEL_EDGE = (200, 200, 200), (0, 0, 0)
+COUNTERS = ("average", "contrast", "phase", "repetition", "set", "type")  # of `Entry.frame`
+TYPES = {
+    ismrmrd.IMTYPE_MAGNITUDE: "magnitude", ismrmrd.IMTYPE_PHASE: "phase", ismrmrd.IMTYPE_REAL: "real",
+    ismrmrd.IMTYPE_IMAG: "imaginary", ismrmrd.IMTYPE_COMPLEX: "complex", ismrmrd.IMTYPE_RGB: "RGB",
+}  # fmt: skip
 TEXT_LENGTH = 256  # characters of a text that are drawn
 
 # matplotlib colour map <- names of look-up tables as scanners and DICOM (PS3.6 Annex B) use them, in small letters
@@ -69,6 +86,7 @@ def convert(
     rescale: int | None = None,
     duration: float | None = None,
     mosaic: bool = False,
+    labels: bool = True,
 ) -> list[Path]:
     """Write a preview of every image series of an MRD file.
 
@@ -88,6 +106,8 @@ def convert(
         Time that a frame stays [ms]. Default: from the acquisition time stamps, or 100 ms.
     mosaic : bool
         All images of a series tiled in one still picture.
+    labels : bool
+        Say which series, slice, frame and time is shown, and which side of the patient is where.
 
     Returns
     -------
@@ -111,7 +131,7 @@ def convert(
                 target = unused_name(folder, [path.stem, name, series_name], suffix, written)
                 try:
                     series = survey(reader, series_name)
-                    frames, time_step = render_series(series, rescale, duration, still=mosaic or png)
+                    frames, time_step = render_series(series, rescale, duration, still=mosaic or png, labels=labels)
                     folder.mkdir(parents=True, exist_ok=True)
                     save_frames(frames, target, time_step)
                 except ValueError as error:
@@ -141,7 +161,12 @@ def colour_table(name: str) -> np.ndarray:
 
 
 def render_series(
-    series: Series, rescale: int | None = None, duration: float | None = None, *, still: bool = False
+    series: Series,
+    rescale: int | None = None,
+    duration: float | None = None,
+    *,
+    still: bool = False,
+    labels: bool = True,
 ) -> tuple[Iterator[Image.Image], float]:
     """Draw a series as RGB frames of one size (one frame, if `still`), each when it is asked for.
 
@@ -150,6 +175,7 @@ def render_series(
     The frames, and the time that each stays [ms].
     """
     frames = group_frames(series.entries)
+    words = Words(series.entries, frames)
     duration = duration or frame_duration([next(entry for entry in frame if entry).time_stamp for frame in frames])
     planes, height, width = series.shape
     slots = planes * len(frames[0])
@@ -162,6 +188,8 @@ def render_series(
     size = np.array([columns * width, math.ceil(slots / columns) * height])
     factor = rescale or math.ceil(SMALLEST_PX / size.max())
     size *= factor
+    strip = STRIP_PX if labels and size[0] >= LETTERS_PX else 0
+    size[1] += strip
     if size.max() > LARGEST_PX:
         raise ValueError(f"a preview of {size[0]} x {size[1]} pixels is too large: at most {LARGEST_PX} a side")
     if (every := math.ceil(len(frames) * int(size.prod()) / FILM_PX)) > 1 < len(frames):
@@ -170,21 +198,107 @@ def render_series(
         )
         frames, duration = frames[::every], duration * every
 
-    levels = OVERLAY_LEVELS if series.has_overlays else 256
+    levels = OVERLAY_LEVELS if series.has_overlays or labels else 256
+    roomy = labels and factor * min(width, height) >= LETTERS_PX
 
     def draw(frame: list[Entry | None]) -> Image.Image:
         canvas = Image.new("RGB", tuple(size.tolist()))
+        shown = None  # letters of the tile before
         for number, entry in enumerate(frame):
             if entry is None:
                 continue
             picture = read_picture(series, entry)
+            letters = edge_letters(picture.head)
             for z in range(planes):
                 row, column = divmod(number * planes + z, columns)
                 tile = draw_tile(to_colours(picture, z, levels), picture, factor)
+                if roomy:
+                    draw_labels(tile, words.of_tile(entry, z if planes > 1 else None, still=still), letters, shown)
+                    shown = letters
                 canvas.paste(tile, (column * width * factor, row * height * factor))
+        if strip:
+            write_label(canvas, (3, canvas.height - STRIP_PX + 1), words.of_frame(frame, still=still), canvas.width - 6)
         return canvas
 
     return map(draw, frames), duration
+
+
+class Words:
+    """Labels of the images of a series: which of them is shown, and when it was acquired.
+
+    Parameters
+    ----------
+    entries
+        Images in stored order.
+    frames
+        The same, [frame][slice], as `group_frames` sorts them.
+    """
+
+    def __init__(self, entries: Sequence[Entry], frames: Sequence[Sequence[Entry | None]]) -> None:
+        self._number = {entry.index: n for n, frame in enumerate(frames, 1) for entry in frame if entry}
+        self._frames = len(frames)
+        self._slices = len(frames[0])
+        self._start = min(entry.time_stamp for entry in entries)
+        self._end = max(entry.time_stamp for entry in entries)
+        self._changing = [
+            place for place, values in enumerate(zip(*(entry.frame for entry in entries), strict=True))
+            if len(set(values)) > 1 and COUNTERS[place] != "repetition"  # that one counts frames
+        ]  # fmt: skip
+
+    def of_frame(self, frame: Sequence[Entry | None], *, still: bool) -> list[str]:
+        """Words below a picture, the most important first."""
+        first = next(entry for entry in frame if entry)
+        if still and self._frames > 1:
+            span = [f"{ticks_to_seconds(self._end - self._start):.2f} s"] if self._end > self._start else []
+            words = [f"{self._frames} frames", *span]
+        else:
+            words = self._which(first, "frame ", f"/{self._frames}")
+        return [*words, f"series {first.series}", *([f"{self._slices} slices"] if self._slices > 1 else [])]
+
+    def of_tile(self, entry: Entry, partition: int | None, *, still: bool) -> list[str]:
+        """Words on a tile: what the words below the picture leave open."""
+        words = [f"slice {entry.slice}"] if self._slices > 1 else []
+        if partition is not None:
+            words.append(f"z {partition}")
+        return [*self._which(entry, "", ""), *words] if still else words
+
+    def _which(self, entry: Entry, before: str, after: str) -> list[str]:
+        if self._frames == 1:
+            return []
+        words = [f"{before}{self._number[entry.index]}{after}"]
+        for place in self._changing:
+            value = entry.frame[place]
+            words.append(
+                TYPES.get(value, f"type {value}") if place == len(COUNTERS) - 1 else f"{COUNTERS[place]} {value}"
+            )
+        if self._end > self._start:
+            words.append(f"{ticks_to_seconds(entry.time_stamp - self._start):.2f} s")
+        return words
+
+
+def draw_labels(
+    tile: Image.Image, words: Sequence[str], letters: tuple[str, ...] | None, shown: tuple[str, ...] | None
+) -> None:
+    """Write words into the upper left corner of a tile, and the patient's sides at its edges unless they were shown."""
+    if letters is None or letters == shown:
+        write_label(tile, (3, 1), words, tile.width - 6)
+        return
+    write_label(tile, (3, 1), words, tile.width // 2 - 3 * LABEL_PX)  # as far as the upper letters
+    middle, bottom, right = (tile.width / 2, tile.height / 2), tile.height - 2, tile.width - 3
+    places = ((3, middle[1]), (middle[0], 1), (right, middle[1]), (middle[0], bottom))
+    for place, anchor, letter in zip(places, ("lm", "ma", "rm", "md"), letters, strict=True):
+        write_label(tile, place, [letter], tile.width, anchor)
+
+
+def write_label(
+    picture: Image.Image, place: tuple[float, float], words: Sequence[str], width: int, anchor: str = "la"
+) -> None:
+    """Write as many words as fit into `width` pixels, gray with a black edge so that they are read on any image."""
+    pen, font = ImageDraw.Draw(picture), text_font(LABEL_PX)
+    pen.fontmode = "1"
+    lines = ("   ".join(words[:count]) for count in range(len(words), 0, -1))
+    line = next((line for line in lines if font.getlength(line) <= width), "")
+    pen.text(place, line, LABEL_INK, font, anchor, stroke_width=1, stroke_fill=LABEL_EDGE)
 
 
 def group_frames(entries: Sequence[Entry]) -> list[list[Entry | None]]:
@@ -240,16 +354,15 @@ def draw_tile(plane: np.ndarray, picture: Picture, factor: int) -> Image.Image:
     for x, y, rgb, thickness, style, _ in picture.rois:
         draw_outline(pen, on_screen(x, y), ink(rgb), int(np.clip(thickness, 1, 64)), dashed=bool(style))
     for x, y, rgb, _, text in picture.texts:
-        pen.text(on_screen(x, y)[0].tolist(), text[:TEXT_LENGTH], ink(rgb), text_font())
+        pen.text(on_screen(x, y)[0].tolist(), text[:TEXT_LENGTH], ink(rgb), text_font(TEXT_PX))
     return tile
 
 
 @functools.cache
-def text_font() -> ImageFont.FreeTypeFont:
-    """Font of the texts: matplotlib's, for Pillow's own has no accents and no Greek."""
-    import matplotlib as mpl
-
-    return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), TEXT_PX)
+def text_font(height: int) -> ImageFont.FreeTypeFont:
+    """Font of texts and labels: matplotlib's, which has accents and Greek; matplotlib itself is slow to import."""
+    matplotlib = files("matplotlib")
+    return ImageFont.truetype(str(matplotlib / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"), height)
 
 
 def draw_outline(
@@ -322,6 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--out-folder", dest="folder", help="folder of the previews (default: the file's)")
     parser.add_argument("--png", action="store_true", help="PNG instead of GIF; several images are tiled")
     parser.add_argument("-m", "--mosaic", action="store_true", help="tile all images of a series in one still picture")
+    parser.add_argument("--no-labels", dest="labels", action="store_false", help="pixels alone, without labels")
     parser.add_argument("-r", "--rescale", type=int, metavar="N", help="enlarge N times (default: to 256 px)")
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument("-d", "--duration", type=float, metavar="MS", help="time that a frame stays [ms]")
@@ -330,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("rescale", "duration", "fps"):
         if (value := getattr(args, name)) is not None and not 0 < value < 1e5:
             parser.error(f"--{name} {value} is not above 0")
-    options = {name: getattr(args, name) for name in ("folder", "png", "rescale", "duration", "mosaic")}
+    options = {name: getattr(args, name) for name in ("folder", "png", "rescale", "duration", "mosaic", "labels")}
     if args.fps:
         options["duration"] = 1000 / args.fps
     status = 0

@@ -199,6 +199,12 @@ def check_geometry(head: Any) -> None:
         raise ValueError(f"{which}: {field} is ({values}); expected three finite numbers, zeros where it is not known")
 
 
+def repetition_time(metadata: Any) -> float | None:
+    """TR of the MRD header [s]; None when it does not say."""
+    times = getattr(getattr(metadata, "sequenceParameters", None), "TR", None) or [0.0]
+    return 1e-3 * float(times[0]) if 0 < times[0] < math.inf else None
+
+
 # ------------------------------------------------------------------------------------------------- output images
 def update_img_header_from_raw(imgHead: ismrmrd.ImageHeader, rawHead: Any) -> ismrmrd.ImageHeader:
     """Copy what an image inherits from a readout: geometry, counters, time stamps, user fields.
@@ -335,6 +341,10 @@ class SeriesScale:
         """Take the scale from images of any shape, those that come first if known, unless there is one already."""
         if not self._maximum:
             self._maximum = self._headroom * max(map(largest_magnitude, pixels))
+
+    def widen(self, pixels: NDArray[Any]) -> None:
+        """Take the scale from a later image, from here on, if that is brighter than the first ones."""
+        self._maximum = max(self._maximum, self._headroom * largest_magnitude(pixels))
 
     def __call__(self, pixels: NDArray[Any]) -> NDArray[np.int16]:
         """Scale the magnitude of an image."""

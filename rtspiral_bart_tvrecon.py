@@ -23,7 +23,7 @@ from connection import Connection
 from recon import configuration, noise, spiral
 from recon.configuration import SpiralConfig, parameter
 from recon.fieldcorrection import open_correction
-from recon.readouts import Readouts, receive, repetition_time
+from recon.readouts import Readouts, receive
 from solvers import backends, movies
 from solvers.problem import IterativeReconstruction
 
@@ -84,7 +84,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
         slices, solver, arms=options.arms_per_frame, frames=options.num_recon_frames, chunks=options.num_chunks,
         tell=connection.info, warn=connection.warn,
     )  # fmt: skip
-    tr = repetition_time(metadata)
+    tr = mrdhelper.repetition_time(metadata)
     check_time(slices, tr, connection)
 
     index, to_pixels = itertools.count(1), mrdhelper.SeriesScale(metadata, connection.warn)

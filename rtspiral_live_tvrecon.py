@@ -23,8 +23,8 @@ from connection import Connection
 from recon import configuration, nufft, realtime, spiral, viewsharing
 from recon.configuration import SpiralConfig
 from recon.fieldcorrection import open_correction
-from recon.readouts import Readouts, repetition_time
-from solvers import liveslices, movies
+from recon.readouts import Readouts
+from solvers import liveslices, livestart, movies
 from solvers.backends import NativeSolver
 from solvers.liveslices import LiveReconstruction
 from solvers.problem import IterativeReconstruction, Reporter
@@ -48,6 +48,7 @@ def prepare(config: Any, metadata: Any) -> None:
     scan = spiral.SpiralScan(settings, metadata)
     nufft.open_backend(settings.reconstruction.gpu_device)
     nufft.warm_up()
+    livestart.rehearse(settings.reconstruction.gpu_device)
     # Else the tables wait for what the first readouts bring: their trajectory, or their orientation.
     if scan.nominal is not None and scan.response is None:
         viewsharing.plan_for(scan, scan.nominal, settings.reconstruction)
@@ -73,7 +74,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     scan = spiral.SpiralScan(settings, metadata, connection.warn, tell=connection.info, fields=fields)
     if scan.nominal is None:
         connection.warn("images begin when the scan is over: only its readouts tell the trajectory, as they come")
-    tr = repetition_time(metadata)
+    tr = mrdhelper.repetition_time(metadata)
 
     kept: list[Readouts] = []
     readouts = realtime.receive(connection, scan, metadata, options.prewhiten)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mrdio.limits import flag_of
 from mrdio.streamfiles import make_folder
@@ -22,6 +23,9 @@ from serving.session import BUILT_IN, SAVE_ONLY, Session, SessionOptions
 from serving.summary import Outcome, SessionSummary
 from serving.waiting import Pending, WaitingQueue
 from serving.workers import BREAK_OFF_WAIT, ProcessWorker, ThreadWorker, Worker, warm_up_processes
+
+if TYPE_CHECKING:  # imported when it is asked for
+    from serving.view.site import View
 
 if sys.platform != "win32":  # which has no limit on open files
     import resource
@@ -77,6 +81,8 @@ class Server:
         Settings from the command line.
     ended : callable
         Called with the summary of each session that has ended, from any thread.
+    view : View, optional
+        Shows the sessions in a browser.
 
     Raises
     ------
@@ -87,10 +93,14 @@ class Server:
     """
 
     def __init__(
-        self, options: ServerOptions, ended: Callable[[SessionSummary], object] = lambda summary: None
+        self,
+        options: ServerOptions,
+        ended: Callable[[SessionSummary], object] = lambda summary: None,
+        view: "View | None" = None,
     ) -> None:
         self._options = options
-        self._ended = ended
+        self._count_ended = ended
+        self._view = view
         self._loader = ModuleLoader(options.session.module_folders)
         default = options.session.default_config
         if default not in BUILT_IN and self._loader.find(default) is None:
@@ -110,7 +120,7 @@ class Server:
         self._accepting = True
         self._groups: set[int] = set()  # of processes that ended sessions have left
         self._memory = MemoryGauge(options.session.limits)
-        self._waiting = WaitingQueue(options.session.limits, ended)
+        self._waiting = WaitingQueue(options.session.limits, self._ended)
         self._listener = _listen(options.host, options.port)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._selector = selectors.DefaultSelector()
@@ -217,11 +227,14 @@ class Server:
         sock, name, peer = pending.sock, pending.name, pending.peer
         try:
             if self._options.processes:
-                worker: Worker = ProcessWorker(sock, name, peer, self._options.session, self._options.setup_process)
+                worker: Worker = ProcessWorker(
+                    sock, name, peer, self._options.session, self._options.setup_process, self._view
+                )
             else:
                 convert = None if self._converter is None else self._converter.convert
                 options = self._options.session
-                worker = ThreadWorker(Session(sock, name, options, self._loader, peer, self._report, convert))
+                feed = None if self._view is None else self._view.feed(name)
+                worker = ThreadWorker(Session(sock, name, options, self._loader, peer, self._report, convert, feed))
             worker.start()
         except (OSError, RuntimeError) as error:  # no memory or no threads left
             self._waiting.refuse(pending, f"the server cannot serve a further session: {error}")
@@ -235,6 +248,11 @@ class Server:
     def _report(self, summary: SessionSummary) -> None:
         if summary.outcome is not Outcome.RUNNING:
             self._ended(summary)
+
+    def _ended(self, summary: SessionSummary) -> None:
+        self._count_ended(summary)
+        if self._view is not None:
+            self._view.ended(summary)
 
     def _all_workers(self) -> list[Worker]:
         return [*self._workers, *self._lingering]

@@ -2,8 +2,8 @@
 
 Send raw data with config ``simplenufft``. One magnitude image comes back for each repetition, slice, contrast, set and
 cardiac phase, as soon as the repetition is complete, or at the end of the scan; one for each partition of a 3-D stack.
-The trajectory is that of the sequence's metafile, or else the one that the readouts carry. Settings:
-``configs/simplenufft_config.toml``, read for each scan.
+The trajectory is that of the sequence's metafile or Pulseq file, or else the one that the readouts carry, as it was
+designed, without a gradient response. Settings: ``configs/simplenufft_config.toml``, read for each scan.
 """
 
 import logging
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import coils
 import mrdhelper
 from connection import Connection
-from recon import configuration, noise, noncartesian
+from recon import configuration, noise, noncartesian, nufft
 from recon.configuration import FieldSettings, MetafileConfig, parameter
 from recon.fieldcorrection import FieldCorrection, open_correction
 
@@ -46,6 +46,12 @@ class NufftConfig(MetafileConfig):
     FILE: ClassVar[str] = "configs/simplenufft_config.toml"
 
     reconstruction: NufftReconstruction = field(default_factory=NufftReconstruction)
+
+
+def prepare(config: Any, metadata: Any) -> None:
+    """Do what can be done before the first readout comes: read the trajectory, compile."""
+    noncartesian.find_source(metadata, configuration.load(NufftConfig).metafile_paths)
+    nufft.warm_up()
 
 
 def process(connection: Connection, config: Any, metadata: Any) -> None:

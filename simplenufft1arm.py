@@ -22,7 +22,6 @@ from recon import configuration, nufft, realtime, spiral
 from recon.configuration import SpiralConfig, SpiralReconstruction, parameter
 from recon.fieldcorrection import open_correction
 from recon.fieldplan import with_fields
-from recon.readouts import repetition_time
 from recon.realtime import Frame
 from recon.spiralreadout import SpiralReadout
 from recon.viewsharing import (
@@ -97,7 +96,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
 
     readouts = realtime.receive(connection, scan, metadata, settings.reconstruction.prewhiten)
     to_pixels = as_complex if settings.reconstruction.save_complex else mrdhelper.SeriesScale(metadata, connection.warn)
-    frames = reconstruct(readouts, scan, settings.reconstruction, repetition_time(metadata))
+    frames = reconstruct(readouts, scan, settings.reconstruction, mrdhelper.repetition_time(metadata))
     realtime.send(connection, scan, frames, to_pixels)
 
 
@@ -128,7 +127,7 @@ def reconstruct(
     slices: dict[int, SharedViews] = {}
     dropped = 0
     for readout in readouts:
-        scan.ledger.begin(readout.arrival, mrdhelper.ticks_to_seconds(readout.head.acquisition_time_stamp))
+        scan.ledger.begin(readout.arrival, readout.moment)
         number = readout.head.idx.slice
         here = slices.get(number)
         if here is None or here.place != scan.place_of(readout):

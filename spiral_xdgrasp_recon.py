@@ -29,7 +29,7 @@ from connection import Connection
 from recon import configuration, memory, noise, physio, physiobins, spiral
 from recon.configuration import SpiralConfig, parameter
 from recon.fieldcorrection import open_correction
-from recon.readouts import Readouts, prepare_each, receive, repetition_time
+from recon.readouts import Readouts, prepare_each, receive
 from solvers import backends as solvers
 from solvers.linops import arm_fields
 from solvers.native_recon import Penalty
@@ -105,7 +105,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     messages = noise.prewhiten(connection, metadata, prewhiten, tell, warn, connection.dependency)
     slices = receive(scan, messages, settings.reconstruction.fov_oversampling)
     solvers.leave_fields(solver, slices, warn)
-    tr = repetition_time(metadata)
+    tr = mrdhelper.repetition_time(metadata)
     hearts = prepare_each(lambda one: (one, sort(one, scan.waveforms, settings, tr, warn)), slices, warn)
     check_memory([bins for _, bins in hearts], scan.matrix)
     for readouts, bins in hearts:

@@ -10,6 +10,7 @@ command -v bart >/dev/null || packages="$packages bart"
 command -v ismrmrd_recon_cartesian_2d >/dev/null || packages="$packages ismrmrd-tools"
 command -v dciodvfy >/dev/null || packages="$packages dicom3tools"
 command -v dcmdump >/dev/null || packages="$packages dcmtk"
+command -v chromium >/dev/null || packages="$packages chromium"
 command -v zip >/dev/null || packages="$packages zip"
 PATH=$PATH:/usr/sbin:/sbin command -v mke2fs >/dev/null || packages="$packages e2fsprogs"
 [ "$(id -u)" = 0 ] || command -v fakeroot >/dev/null || packages="$packages fakeroot"
@@ -31,4 +32,5 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+# Each file in one process, as its tests share what is slow to make.
+.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

@@ -3,7 +3,7 @@ FROM python:3.12-bookworm
 
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends bart dcmtk dicom3tools ismrmrd-tools \
+    && apt-get install -y --no-install-recommends bart chromium dcmtk dicom3tools ismrmrd-tools \
     && rm -rf /var/lib/apt/lists/*
 
 COPY requirements.txt requirements-test.txt /tmp/

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from iterative import ARMS, TFD_SCAN
 from matplotlib.figure import Figure
 
 ROWS, COLUMNS = slice(28, 100), slice(34, 106)  # pixels round the heart
@@ -68,8 +69,11 @@ def tfd_picture(titles: Sequence[str], movies: Sequence[np.ndarray]) -> Figure:
         _show(column[0], movie[contracted, ROWS, COLUMNS])
         _show(column[1], movie[relaxed, ROWS, COLUMNS])
         _show(column[2], movie[:, LINE, COLUMNS])
-    for axis, label in zip(axes[:, 0], ("contracted", "relaxed", "time, downwards"), strict=True):
+    for axis, label in zip(axes[:, 0], ("contracted", "relaxed", "time [s]"), strict=True):
         axis.set_ylabel(label, fontsize=9)
+    frame_time = ARMS * TFD_SCAN.tr
+    seconds = np.arange(0, len(movies[0]) * frame_time, 0.5)
+    axes[2, 0].set_yticks(seconds / frame_time - 0.5, [f"{second:g}" for second in seconds], fontsize=8)
     return figure
 
 
@@ -80,8 +84,13 @@ def grid_picture(images: np.ndarray) -> Figure:
     figure, ((axis,),) = _figure(1, 1, (1,), ("",))
     figure.set_size_inches(7.2, 5.5)
     _show(axis, mosaic)
-    axis.set_xlabel("cardiac phase, 0 to 7 (image.phase), from the heartbeat on")
-    axis.set_ylabel("respiratory state (image.set): 5, falling ... 0, rising")
+    for ticks, count, size in ((axis.set_xticks, PHASES, tiles.shape[3]), (axis.set_yticks, STATES, tiles.shape[2])):
+        ticks(size * (np.arange(count) + 0.5) - 0.5, range(count))
+    axis.tick_params(length=0)
+    axis.set_xlabel("cardiac phase (image.phase), from the heartbeat on")
+    axis.set_ylabel(
+        f"respiratory state (image.set)\n{STATES // 2} to {STATES - 1}: falling      0 to {STATES // 2 - 1}: rising"
+    )
     return figure
 
 

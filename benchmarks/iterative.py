@@ -330,19 +330,6 @@ def row(
     return f"| {' | '.join(cells)} |"
 
 
-def gpu_rows() -> Iterator[str]:
-    """TFD on the GPU, where there is a BART that can."""
-    bart = bart_tools.find_bart()
-    if not bart.cuda:
-        yield f"| GPU: not measured, BART {bart.version} here is built without CUDA | | | | | |"
-        return
-    simulation = make(TFD_SCAN)
-    truth = true_images(simulation, tfd_groups())
-    result = run_session(TFD, simulation, {"reconstruction": TFD_SETTINGS | {"gpu_device": 0}})
-    images = result.pixels
-    yield row("TFD on the GPU", error(images, truth), change(images, truth), result, FRAMES, TFD_SETTINGS["num_iter"])
-
-
 def main() -> None:
     """Print the table; draw the pictures if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -355,7 +342,7 @@ def main() -> None:
 
     print("| work | error | change | time after the scan | per frame and iteration | peak memory / raw data |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for rows in (tfd_rows(keep), memory_row(), xd_rows(keep), gpu_rows()):
+    for rows in (tfd_rows(keep), memory_row(), xd_rows(keep)):
         for line in rows:
             print(line, flush=True)
     if options.pictures:

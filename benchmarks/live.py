@@ -1,6 +1,7 @@
 """The live reconstruction beside view-sharing and the batch solver: errors to the truth, and time per frame.
 
-    python benchmarks/live.py [--frames N] [--pixels N] [--coils N] [--only TEXT ...] [--busy]
+    python benchmarks/live.py [--frames N] [--pixels N] [--coils N] [--interleaves N] [--only TEXT ...]
+                              [--busy] [--gpu N]
 
 One simulated scan (128 x 128, 8 coils, beating heart, breathing) goes through client and server on this machine, at
 the scanner's pace where images come while the scan runs. Errors are relative to the truth after one factor for all
@@ -8,7 +9,7 @@ images; "change" is the correlation of what changes over the images with the tru
 a frame's own last readout to the sending of its image: of all compared frames, and the median of the first and the
 last fifth of them. Memory is the server's: after a quarter of the scan, and the most. For what comes after the scan,
 time is that of the session by its frames. BART's ``rtnlinv``, which makes frame after frame but no stream, runs on a
-part of the scan. With ``--busy`` another process takes what it gets of one core.
+part of the scan. With ``--busy`` another process takes what it gets of one core; with ``--gpu`` a GPU computes.
 """
 
 import argparse
@@ -75,9 +76,10 @@ CASES = (
 )  # fmt: skip
 
 
-def run(case: Case, folder: Path, raw: Path, port: int) -> tuple[list[ismrmrd.Image], str]:
+def run(case: Case, folder: Path, raw: Path, port: int, gpu_device: int = -1) -> tuple[list[ismrmrd.Image], str]:
     """Send the scan through a module; returns the images and what the client printed."""
-    (folder / case.config.FILE).write_text(toml({"reconstruction": case.settings}, metafile_paths=["seq_meta"]))
+    settings = {"reconstruction": case.settings | {"gpu_device": gpu_device}}
+    (folder / case.config.FILE).write_text(toml(settings, metafile_paths=["seq_meta"]))
     output = folder / f"{case.name}.h5"
     options = ["--realtime"] if case.realtime else []
     arguments = ["-p", port, "-c", case.module, "-o", output, *options, raw]
@@ -186,10 +188,10 @@ def spin() -> None:
         os.getpid()
 
 
-def simulated(frames: int, pixels: int, coil_count: int) -> Simulation:
+def simulated(frames: int, pixels: int, coil_count: int, interleaves: int = SpiralDesign.interleaves) -> Simulation:
     """The scan."""
     scan = Scan(readouts=ARMS * frames, coils=coil_count, noise=0.002, heart_rate=84, waveforms=False)
-    return simulate(design_spiral(SpiralDesign(resolution=0.256 / pixels)), scan)
+    return simulate(design_spiral(SpiralDesign(resolution=0.256 / pixels, interleaves=interleaves)), scan)
 
 
 def main() -> None:
@@ -198,10 +200,13 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=200, help=f"of the scan, more than {SETTLED + 8}")
     parser.add_argument("--pixels", type=int, default=128, help="of the images, along each side")
     parser.add_argument("--coils", type=int, default=8)
+    fills = "arms that fill k-space; fewer take longer"
+    parser.add_argument("--interleaves", type=int, default=SpiralDesign.interleaves, help=fills)
     parser.add_argument("--only", nargs="+", default=[""], help="rows that have one of these texts in their name")
     parser.add_argument("--busy", action="store_true", help="beside a process that does not rest")
+    parser.add_argument("--gpu", type=int, default=-1, help="number of the GPU that computes")
     options = parser.parse_args()
-    simulation = simulated(options.frames, options.pixels, options.coils)
+    simulation = simulated(options.frames, options.pixels, options.coils, options.interleaves)
     tr = 1e-3 * simulation.header.sequenceParameters.TR[0]
     compared = range(SETTLED, options.frames - 8)
     groups = [range(ARMS * n, ARMS * (n + 1)) for n in compared]
@@ -219,7 +224,7 @@ def main() -> None:
                 memory = Memory(server.pid)
                 memory.start()
                 begin = time.perf_counter()
-                images, said = run(case, folder, raw, port)
+                images, said = run(case, folder, raw, port, options.gpu)
                 seconds = time.perf_counter() - begin
                 used = memory.stop()
             print(row(case, frames_of(case, images, tr), seconds, truth, compared, used), flush=True)

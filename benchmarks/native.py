@@ -42,7 +42,7 @@ from solvers import backends as solvers
 from solvers import bart_recon, movies, native_recon
 from spiral_xdgrasp_recon import XdReconstruction
 
-LONG, VERY_LONG = 240, 2000  # frames; the latter for a GPU
+LONG, VERY_LONG = 240, 2000  # frames; the latter for a GPU (gpu.py)
 ITERATIONS = (3, 6, 9, 12, 18, 24, 30)
 XD_ITERATIONS = (6, 12, 24)
 BART_ITERATIONS = (30, 60)
@@ -238,7 +238,6 @@ def tfd_rows(solver: bart_recon.BartSolver, keep: Callable[[str, float, Result],
     yield row(f"native, {LONG} frames, {last} iterations", result, None, longer)
     factor = result.seconds / ours[last].seconds
     yield f"| {LONG} frames against {phantom.FRAMES}: {factor:.2f} times the time | | | | | | |"
-    yield from gpu_rows(problem)
     keep("truth", 0, Result(problem.truth, 0.0, 0.0, 0.0, 1.0))
 
 
@@ -262,25 +261,15 @@ def xd_rows(solver: bart_recon.BartSolver) -> Iterator[str]:
         yield row(f"two constraints: native, {iterations} iterations", result, reference, problem)
 
 
-def gpu_rows(problem: Problem) -> Iterator[str]:
-    """A long scan on the GPU, where there is one; it repeats the short one."""
-    try:
-        nufft.open_backend(0)
-    except nufft.GpuUnavailableError as error:
-        yield f"| native, {VERY_LONG} frames on a GPU: not measured, {error} | | | | | | |"
-        return
-    part, times = problem.part, VERY_LONG // phantom.FRAMES + 1
-    samples, coordinates = (np.concatenate(times * [array])[:VERY_LONG] for array in (part.samples, part.coordinates))
-    longer = Problem(
+def repeated(problem: Problem, frames: int) -> Problem:
+    """A longer scan of the same again and again."""
+    part, times = problem.part, frames // phantom.FRAMES + 1
+    samples, coordinates = (np.concatenate(times * [array])[:frames] for array in (part.samples, part.coordinates))
+    return Problem(
         dataclasses.replace(part, samples=samples, coordinates=coordinates),
-        np.concatenate(times * [problem.truth])[:VERY_LONG],
-        problem.scan_time * VERY_LONG / phantom.FRAMES,
+        np.concatenate(times * [problem.truth])[:frames],
+        problem.scan_time * frames / phantom.FRAMES,
     )
-    native(problem, 1, gpu_device=0)  # what is compiled and planned once
-    start = time.perf_counter()
-    images = native(longer, ITERATIONS[-1], gpu_device=0)
-    result = judged(images, time.perf_counter() - start, longer)
-    yield row(f"native, {VERY_LONG} frames on a GPU, {ITERATIONS[-1]} iterations", result, None, longer)
 
 
 # --- Pictures -------------------------------------------------------------------------------------------------------

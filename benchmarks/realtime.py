@@ -187,17 +187,6 @@ def memory(desk: Desk, counts: tuple[int, int]) -> list[str]:
     return [f"| memory, {counts[0]} and {counts[1]} arms | peak {peaks[0]:.0f} and {peaks[1]:.0f} MiB | {ratio} |"]
 
 
-def gpu(desk: Desk, arms: int) -> list[str]:
-    """The large case on a GPU, where there is one."""
-    from recon.nufft import GpuUnavailableError, open_backend
-
-    try:
-        open_backend(0)
-    except GpuUnavailableError as error:
-        return [f"| {GPU.name}, GPU | not measured | {error} |"]
-    return unpaced(desk, GPU, arms, gpu_device=0)
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -210,7 +199,6 @@ def main() -> None:
             lambda: paced(desk, 8 if quick else 20),
             lambda: unpaced(desk, SMALL, 1150),
             lambda: unpaced(desk, LARGE, 600 if quick else 1150),
-            lambda: gpu(desk, 1150),
             lambda: memory(desk, (1000, 5000) if quick else (1000, 50_000)),
         ):
             for row in rows():

@@ -49,12 +49,16 @@ def process(connection: Any, config: Any, metadata: Any) -> None:
     """
     window = read_parameters(Parameters, config).windowSize
     readouts = []
+    images = 0
     for item in connection:
         if isinstance(item, ismrmrd.Acquisition):
             readouts.append(item)
         elif isinstance(item, ismrmrd.Image):
             is_magnitude = item.image_type in (0, ismrmrd.IMTYPE_MAGNITUDE) and not np.iscomplexobj(item.data)
             connection.send_image(filter_image(item, window) if is_magnitude else item)
+            images += 1
+    if not (readouts or images):
+        connection.warn("there were no readouts and no images, so there is no image")
     for image in reconstruct(readouts, metadata, connection.warn):
         connection.send_image(filter_image(image, window))
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Vector = tuple[float, float, float]
 NOWHERE: Vector = (0.0, 0.0, 0.0)
+OBLIQUE = 0.2  # direction cosine, 12 degrees: what is tilted less has the letter of the nearest axis alone
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,31 @@ def to_planes(head: Any) -> list[Plane] | None:
         )
         for index in range(slices)
     ]
+
+
+def edge_letters(head: Any) -> tuple[str, str, str, str] | None:
+    """Sides of the patient at the left, top, right and bottom edge of an image; None when its directions say nothing.
+
+    Parameters
+    ----------
+    head
+        An MRD image header: read_dir is the direction of rising column, phase_dir that of rising row.
+    """
+    directions = _orthonormal(head.read_dir, head.phase_dir)
+    if directions is None:
+        return None
+    row, column = directions
+    return patient_side(-row), patient_side(-column), patient_side(row), patient_side(column)
+
+
+def patient_side(direction: Any) -> str:
+    """Letters of a direction [x, y, z] in the patient: L or R, P or A, H or F, the nearest first.
+
+    As in DICOM's Patient Orientation (PS3.3, C.7.6.1.1.1). Components below `OBLIQUE` are left out.
+    """
+    letters = (("R", "L"), ("A", "P"), ("F", "H"))
+    order = np.argsort(-np.abs(np.round(direction, 6)), kind="stable")
+    return "".join(letters[axis][int(direction[axis] > 0)] for axis in order if abs(direction[axis]) > OBLIQUE)
 
 
 def same_geometry(geometry: MrdGeometry, head: Any) -> bool:

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from drawing import save, show  # noqa: E402
+
 import cartesian_recon  # noqa: E402
 from cartesian_recon import CartesianConfig, CartesianReconstruction  # noqa: E402
 from recon import configuration  # noqa: E402
@@ -57,25 +59,23 @@ def main() -> None:
     train = Scan(**size, epi=Epi(delay=3.0, phase=0.6))
     snr, g_factor = images(accelerated, snr_units=True)
     panels = [
-        ("R = 3: missing lines are zero", images(accelerated, acceleration="none")[0], "gray", None),
-        ("R = 3: GRAPPA", images(accelerated)[0], "gray", None),
-        ("R = 3: units of noise", snr, "viridis", "bar"),
-        ("R = 3: g-factor", np.where(snr > 5, g_factor, np.nan), "viridis", "bar"),
-        ("partial Fourier 0.6: zeros", images(partial, partial_fourier="zero")[0], "gray", None),
-        ("partial Fourier 0.6: POCS", images(partial)[0], "gray", None),
-        ("EPI: without phase correction", images(train, phase_correction="none")[0], "gray", None),
-        ("EPI: with the navigators' phase", images(train)[0], "gray", None),
+        ("R = 3: missing lines are zero", images(accelerated, acceleration="none")[0], None),
+        ("R = 3: GRAPPA", images(accelerated)[0], None),
+        ("R = 3: signal / noise", snr, 0.0),
+        ("R = 3: g-factor", np.where(snr > 5, g_factor, np.nan), 1.0),
+        ("partial Fourier 0.6: zeros", images(partial, partial_fourier="zero")[0], None),
+        ("partial Fourier 0.6: POCS", images(partial)[0], None),
+        ("EPI: without phase correction", images(train, phase_correction="none")[0], None),
+        ("EPI: with the navigators' phase", images(train)[0], None),
     ]
     figure = Figure(figsize=(14, 7.2), layout="constrained")
     axes = figure.subplots(2, 4)
-    for axis, (title, pixels, colours, bar) in zip(axes.flat, panels, strict=True):
-        top = np.nanpercentile(pixels, 99.5)
-        shown = axis.imshow(pixels, cmap=colours, vmin=0 if bar is None or title.endswith("noise") else None, vmax=top)
-        axis.set_title(title)
-        axis.set_axis_off()
-        if bar:
-            figure.colorbar(shown, ax=axis, shrink=0.8)
-    figure.savefig(PROJECT / "doc" / "pictures" / "cartesian.png", dpi=70)
+    for axis, (title, pixels, lowest) in zip(axes.flat, panels, strict=True):
+        show(axis, pixels, title)
+        if lowest is not None:  # a map with a scale
+            shown = axis.imshow(pixels, cmap="viridis", vmin=lowest, vmax=np.nanpercentile(pixels, 99.5))
+            figure.colorbar(shown, ax=axis, shrink=0.8).locator.set_params(nbins=6)
+    save(figure, "cartesian", dpi=70)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-import matplotlib as mpl  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
@@ -50,18 +49,22 @@ def main(folder: Path) -> Path:
     with MrdReader(result.output, result.group) as file:
         frames = np.stack([image.data[0, 0] for image in file.images()]).astype(float)
     middles = [range(17 * number + 24, 17 * number + 31) for number in range(len(frames))]
-    return draw(frames, simulation.truth.frames(middles), folder / "example.png")
+    seconds = 17 * simulation.scan.tr * len(frames)
+    truth = simulation.truth.frames(middles)
+    return draw(frames, truth, seconds, 100 * simulation.trajectory.fov, folder / "example.png")
 
 
-def draw(frames: np.ndarray, truth: np.ndarray, path: Path) -> Path:
-    """Draw a frame [row, column] and a line over time [frame, column], reconstructed and true."""
+def draw(frames: np.ndarray, truth: np.ndarray, seconds: float, fov: float, path: Path) -> Path:
+    """Draw a frame [row, column] and a line through it over time [s], reconstructed and true; `fov` is in [cm]."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots(2, 2)
     for column, (title, images) in enumerate((("reconstructed", frames), ("truth", truth))):
-        axes[0, column].imshow(images[len(images) // 2], cmap=mpl.colormaps["gray"])
-        axes[0, column].set_title(title)
-        axes[1, column].imshow(images[:, images.shape[1] // 2], cmap=mpl.colormaps["gray"], aspect="auto")
-        axes[1, column].set(xlabel="column", ylabel="frame")
+        white = np.percentile(images, 99.5)
+        over_time = images[:, :, images.shape[2] * 5 // 8].T  # a column through the heart
+        axes[0, column].imshow(images[len(images) // 2], cmap="gray", vmin=0, vmax=white, extent=(0, fov, fov, 0))
+        axes[0, column].set(title=title, xlabel="[cm]", ylabel="[cm]")
+        axes[1, column].imshow(over_time, cmap="gray", vmin=0, vmax=white, aspect="auto", extent=(0, seconds, fov, 0))
+        axes[1, column].set(xlabel="time [s]", ylabel="[cm]")
     figure.savefig(path, dpi=80)
     return path
 

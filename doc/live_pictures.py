@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "benchmarks")]
 
+from drawing import save, show, show_line, white_of  # noqa: E402
 from live import ARMS, CASES, frames_of, run, simulated, write_scan  # noqa: E402
 from streaming import running_server  # noqa: E402
 
@@ -37,17 +38,15 @@ def main() -> None:
     moving = truth.var(axis=0)
     column = int(moving.sum(axis=0).argmax())  # a line through the heart
     quickest = int(np.abs(np.diff(truth, axis=0)).sum(axis=(1, 2)).argmax())
-    figure = Figure(figsize=(2.4 * len(movies), 5.2), layout="constrained")
-    for place, (name, movie) in zip(figure.subplots(2, len(movies)).T, movies.items(), strict=True):
+    white, seconds, extent = white_of(list(truth)), len(shown) * ARMS * tr, 100 * simulation.trajectory.fov
+    figure = Figure(figsize=(2 * len(movies), 4.2), layout="constrained")
+    places = figure.subplots(2, len(movies), sharey="row")
+    for (upper, lower), (name, movie) in zip(places.T, movies.items(), strict=True):
         pixels = movie * (movie * truth).sum() / (movie * movie).sum()
-        for axes, picture, title in ((place[0], pixels[quickest], name), (place[1], pixels[:, :, column].T, "")):
-            axes.imshow(
-                picture, cmap="gray", vmin=0, vmax=np.percentile(truth, 99.5), aspect="auto" if not title else 1
-            )
-            axes.set_title(title, fontsize=10)
-            axes.set_xticks([])
-            axes.set_yticks([])
-    figure.savefig(PROJECT / "doc" / "pictures" / "live.png", dpi=100)
+        show(upper, pixels[quickest], name, white)
+        show_line(lower, pixels[:, :, column].T, seconds, extent, white)
+    places[1, 0].set_ylabel("column through\nthe heart [cm]", fontsize=9)
+    save(figure, "live")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ then reads one of them when it is to be drawn.
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 LARGEST_PX = 16384  # [px] per side; beyond it no viewer opens the picture
 PERCENTILES = (0.5, 99.5)
+BACKGROUND = 0.1, 99.9  # pixels of a magnitude below this part of this percentile of an image are not the object
+BRIGHT = 98  # [percent] of the object's pixels are darker than what is shown white; a few bright vessels may saturate
+ORDINARY = 90  # [percent] of the images of a series count; brighter ones are those before the steady state
 WINDOW_SAMPLES = 2**22  # values that the percentiles are taken from
 
 
@@ -34,8 +37,8 @@ class Entry:
         Number of the image in its sub-group, counted from 0.
     frame : tuple of int
         Counters that images of one frame have in common; the last one is the image type.
-    slice, time_stamp : int
-        Slice counter; acquisition time stamp [ticks of 2.5 ms].
+    slice, time_stamp, series : int
+        Slice counter; acquisition time stamp [ticks of 2.5 ms]; series number.
     window : (float, float) or None
         Values shown black and white, from the attributes.
     """
@@ -44,6 +47,7 @@ class Entry:
     frame: tuple[int, ...]
     slice: int = 0
     time_stamp: int = 0
+    series: int = 0
     window: tuple[float, float] | None = None
 
 
@@ -86,6 +90,8 @@ class Picture:
         LUTFileName, may be empty.
     rois, texts : tuple
         Visible ones, as `overlays.parse_roi` and `overlays.parse_text` return them.
+    head : ismrmrd.ImageHeader, optional
+        Header of the image.
     """
 
     planes: NDArray[Any]
@@ -93,6 +99,7 @@ class Picture:
     lut: str = ""
     rois: tuple = ()
     texts: tuple = ()
+    head: ismrmrd.ImageHeader | None = None
 
 
 def survey(reader: MrdReader, name: str) -> Series:
@@ -113,7 +120,8 @@ def survey(reader: MrdReader, name: str) -> Series:
     for index, image in enumerate(reader.images(name)):
         head, meta = image.getHead(), image.meta
         frame = (head.average, head.contrast, head.phase, head.repetition, head.set, head.image_type)
-        entry = Entry(index, frame, head.slice, head.acquisition_time_stamp, window_from_meta(meta))
+        window = window_from_meta(meta)
+        entry = Entry(index, frame, head.slice, head.acquisition_time_stamp, head.image_series_index, window)
         entries.append(entry)
         has_overlays = has_overlays or any(str(key).startswith(("ROI_", "Text_")) for key in meta)
         planes = to_planes(image.data, head.image_type)
@@ -121,7 +129,7 @@ def survey(reader: MrdReader, name: str) -> Series:
         if planes.ndim == 3 and entry.window is None:
             step = max(1, count * planes.size // WINDOW_SAMPLES) | 1  # odd: not the same columns in every row
             samples.setdefault(head.image_type, []).append(planes.ravel()[::step].copy())
-    windows = {image_type: window_from_values(np.concatenate(values)) for image_type, values in samples.items()}
+    windows = {image_type: window_from_values(values) for image_type, values in samples.items()}
     return Series(lambda index: reader.image(name, index), entries, shape, windows, has_overlays)
 
 
@@ -135,6 +143,7 @@ def read_picture(series: Series, entry: Entry) -> Picture:
         lut=first_value(meta, "LUTFileName"),
         rois=tuple(roi for roi in overlays(meta, "ROI_", parse_roi) if roi[5] and len(roi[0])),
         texts=tuple(text for text in overlays(meta, "Text_", parse_text) if text[3]),
+        head=image.getHead(),
     )
 
 
@@ -170,7 +179,11 @@ def first_value(meta: dict, key: str) -> str:
 
 
 def window_from_meta(meta: dict) -> tuple[float, float] | None:
-    """Values shown black and white from WindowCenter and WindowWidth; None if there are none that can be used."""
+    """Values shown black and white from WindowCenter and WindowWidth; None if there are none that can be used.
+
+    A window from 0 over 2^n values, n at least 8, says how many bits the pixels have, not which of them the image uses
+    (`mrdhelper.set_window`, and modules of other servers): the same as none.
+    """
     texts = first_value(meta, "WindowCenter"), first_value(meta, "WindowWidth")
     if not all(texts):
         return None
@@ -181,17 +194,36 @@ def window_from_meta(meta: dict) -> tuple[float, float] | None:
     if not (math.isfinite(centre) and math.isfinite(width) and width > 0):
         logger.warning("WindowCenter %s and WindowWidth %s are no window: two numbers, width > 0, expected", *texts)
         return None
+    if centre == width / 2 and width >= 2**8 and math.log2(width).is_integer():
+        return None
     return centre - width / 2, centre + width / 2
 
 
-def window_from_values(values: NDArray[Any]) -> tuple[float, float]:
-    """Values shown black and white: percentiles of the finite ones of a series."""
-    values = values[np.isfinite(values)].astype(np.float64)
-    if not values.size:
+def window_from_values(images: Sequence[NDArray[Any]]) -> tuple[float, float]:
+    """Values shown black and white, from the values of each image of a series.
+
+    Magnitudes, whose values are hardly ever negative, are white at what few pixels of the object reach: how much
+    background there is around it does not count. Nor do the brightest images of a series of more than ten, for the
+    first ones, before the steady state, may be several times as bright as all others. Other images have percentiles
+    of all pixels.
+    """
+    finite = [values[np.isfinite(values)].astype(np.float64) for values in images]
+    finite = [values for values in finite if values.size]
+    if not finite:
         return 0.0, 1.0
+    values = np.concatenate(finite)
     low, high = (float(value) for value in np.percentile(values, PERCENTILES))
-    if low == high:  # few pixels differ from a uniform background
+    if low >= 0:
+        high = float(np.percentile([bright_value(each) for each in finite], ORDINARY, method="higher"))
+    if low >= high:  # few pixels differ from a uniform background
         low, high = float(values.min()), float(values.max())
     if low == high:  # all pixels are equal: zero is the other end
         low, high = min(low, 0.0), max(high, 0.0)
     return (low, high) if low < high else (0.0, 1.0)
+
+
+def bright_value(values: NDArray[np.float64]) -> float:
+    """Value of a magnitude image that few pixels of the object exceed; 0 if there is no object."""
+    part, percentile = BACKGROUND
+    pixels = values[values > part * np.percentile(values, percentile)]
+    return float(np.percentile(pixels, BRIGHT)) if pixels.size else 0.0

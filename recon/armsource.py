@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from recon import trajectory, trajectorysources
 from recon.configuration import project_path
-from recon.mrdencoding import is_imaging
+from recon.mrdencoding import CARTESIAN, any_encoding, is_imaging, trajectory_of
 from recon.readouttrajectory import Unit, carries_trajectory, find_unit, kept_samples, raw_trajectory
+from recon.sequencereadouts import SequenceReadouts
 from recon.spiralreadout import SpiralReadout
 
 logger = logging.getLogger(__name__)
+
+CENTRE = 0.04  # of the largest |k| of an arm: so near the centre it goes through it
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +33,14 @@ class ArmReadout(SpiralReadout):
     ----------
     acquisition
         The readout as it came.
+    passes_centre
+        Whether its arm goes through the centre of k-space.
     dwell
         Time from sample to sample [s]; 0: not known.
     """
 
     acquisition: ismrmrd.Acquisition | None = None
+    passes_centre: bool = True
     dwell: float = 0.0
 
 
@@ -47,7 +53,7 @@ class ArmSource(Protocol):
     def arms(
         self, readouts: Sequence[ArmReadout], encoding: Any
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """K-space [readout, sample, (kx, ky)] [1/m] of some readouts, and weights [readout, sample] if it has some."""
+        """K-space [readout, sample, (kx, ky)] [1/m] of one slab's readouts, and weights [readout, sample] if any."""
 
 
 def find_source(
@@ -75,7 +81,7 @@ def find_source(
     except trajectory.TrajectoryError as error:
         return ReadoutSource(metadata, tell, f"{error}")
     tell(found.told)
-    return SequenceSource(found.trajectory, warn, first_arm)
+    return SequenceSource(found.trajectory, warn, tell, first_arm)
 
 
 class SequenceSource:
@@ -85,15 +91,23 @@ class SequenceSource:
     ----------
     nominal
         The sequence's trajectory.
-    warn
-        Called with a text for the client about readouts that are missing.
+    warn, tell
+        Called with a text for the client about readouts that are missing or do not fit; about their segments.
     first_arm
         Imaging readouts of the scan that came before the first one.
     """
 
-    def __init__(self, nominal: trajectory.Trajectory, warn: Callable[[str], None], first_arm: int = 0) -> None:
+    def __init__(
+        self,
+        nominal: trajectory.Trajectory,
+        warn: Callable[[str], None],
+        tell: Callable[[str], None],
+        first_arm: int = 0,
+    ) -> None:
         self._nominal = nominal
+        self._readouts = SequenceReadouts(nominal, warn, tell)
         self._fitted: trajectory.Trajectory | None = None
+        self._passes_centre = np.empty(0, bool)  # of each arm
         self._first_arm = first_arm
         self._counter = trajectory.ArmCounter(
             nominal.readouts, lambda gap: warn(f"{gap.missing} readouts are missing after scan counter {gap.after}")
@@ -110,17 +124,19 @@ class SequenceSource:
         arm = self._counter.place(acquisition)
         if arm is None:
             return None
-        number = arm.number + self._first_arm
-        column = self._nominal.arm_of(number)
-        if column < 0:
-            return None  # counted, but none of the image's
-        self._fitted = self._fitted or self._nominal.fitted_to(acquisition)
+        played = self._readouts.take(acquisition, arm.number + self._first_arm)
+        if played is None:
+            return None
+        if self._fitted is None:
+            self._fitted = self._nominal.fitted_to(played.acquisition)
+            self._passes_centre = passes_centre(self._fitted.k)
         return ArmReadout(
-            samples=self._fitted.samples(acquisition),
-            column=column,
-            number=number,
-            head=acquisition.getHead(),
+            samples=self._fitted.samples(played.acquisition),
+            column=played.arm,
+            number=played.number,
+            head=played.acquisition.getHead(),
             arrival=math.nan,
+            passes_centre=bool(self._passes_centre[played.arm]),
             dwell=self._fitted.dwell,
         )
 
@@ -157,6 +173,8 @@ class ReadoutSource:
         ------
         TrajectoryError
             It carries no trajectory.
+        ValueError
+            There is no MRD header, or no such encoding.
         ReadoutTrajectoryError
             All of its samples are to be discarded.
         """
@@ -164,18 +182,23 @@ class ReadoutSource:
             return None
         if not carries_trajectory(acquisition):
             shape = acquisition.traj.shape
+            encoding = any_encoding(self._metadata, acquisition.encoding_space_ref)
+            cartesian = "; the header says that it is Cartesian: cartesian_recon and simplefft reconstruct such scans"
             raise trajectory.TrajectoryError(
                 f"this scan has no trajectory: {self._else_missing}; and readout {acquisition.scan_counter} carries "
                 f"none of two dimensions (traj is {shape}, expected ({acquisition.number_of_samples}, 2))"
+                f"{cartesian if trajectory_of(encoding) == CARTESIAN else ''}"
             )
         self._count += 1
+        kept = kept_samples(acquisition)
         return ArmReadout(
-            samples=acquisition.data[:, kept_samples(acquisition)],
+            samples=acquisition.data[:, kept],
             column=0,
             number=self._count - 1,
             head=acquisition.getHead(),
             arrival=math.nan,
             acquisition=acquisition,
+            passes_centre=bool(passes_centre(acquisition.traj[kept, :2])),
             dwell=1e-6 * acquisition.sample_time_us,
         )
 
@@ -191,5 +214,11 @@ class ReadoutSource:
         number = readouts[0].head.encoding_space_ref
         if number not in self._units:
             self._units[number] = find_unit(k, encoding)
-            self._tell(self._units[number].description)
+            self._tell(f"{self._units[number].description}; there is no other source: {self._else_missing}")
         return k * self._units[number].factors, None
+
+
+def passes_centre(k: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Tell which arms [..., sample, (kx, ky)] go through the centre of k-space, in whatever unit."""
+    radius = np.linalg.norm(k, axis=-1)
+    return radius.min(axis=-1) <= CENTRE * radius.max(axis=-1)

@@ -31,7 +31,7 @@ READOUT_AXIS, PHASE_ENCODE_AXIS = 2, 1  # of [channel, phase encode, readout, ph
 
 
 class Slab(Protocol):
-    """What the geometry of a slice or slab follows from, whatever its trajectory."""
+    """Sizes and headers of a slice or slab, whatever its trajectory: its geometry follows from them."""
 
     @property
     def encoding(self) -> Any:

@@ -287,8 +287,9 @@ def load(cls: type[FileConfig], path: str | Path | None = None) -> FileConfig:
         raise ConfigurationError(f"{file}: cannot be parsed: {error}{hint}") from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{file}: holds {type(values).__name__}, must hold keys and tables")
-    logger.debug("Configuration read from %s", file)
-    return from_mapping(cls, values, str(file))
+    settings = from_mapping(cls, values, str(file))
+    logger.info("Settings read from %s", file, extra={"settings": settings, "file": file})  # the live view shows them
+    return settings
 
 
 # --- The non-Cartesian reconstructions ------------------------------------------------------------------------------
@@ -332,7 +333,7 @@ class SpiralReconstruction(FieldSettings):
 
 @dataclass(frozen=True)
 class MetafileConfig:
-    """What every configuration has whose module takes trajectories of metafiles; a module's own names its `FILE`."""
+    """Settings of every module that takes trajectories of metafiles; a module's own class names its `FILE`."""
 
     FILE: ClassVar[str]
     metafile_paths: tuple[Path, ...] = parameter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from recon.fieldterms import FieldTerms, Phase, find_terms
 logger = logging.getLogger(__name__)
 
 LOW_FIELD = 1.0  # [T], below which concomitant fields are corrected by themselves
+SAME_PLACE = 5.0  # [mm], by which a plane may move and keep its terms: their phase, about z^2, changes by 10 % at 10 cm
+SAME_TIME = 0.005  # of a readout, by which arms may pass the centre of k-space apart and have their times in common
 
 
 class FieldMap(Protocol):
@@ -88,7 +91,9 @@ class FieldCorrection:
     ) -> None:  # fmt: skip
         self._tolerance, self._map = settings.field_tolerance, field_map
         self._tell, self._warn = tell, warn
-        self._told = self._reduced = False
+        self._most_told, self._fewest_told = 0, math.inf  # terms
+        self._without_dwell = False
+        self._known: list[tuple[float, ...]] = []
         self._b0 = _concomitant_field(settings.concomitant, concomitant.field_strength(header), tell)
 
     @property
@@ -97,11 +102,21 @@ class FieldCorrection:
         return self._b0 is not None or self._map is not None
 
     def place(self, head: ismrmrd.AcquisitionHeader) -> tuple[float, ...]:
-        """Position of a readout, by which terms differ even if the orientation is the same; empty: they do not."""
-        return tuple(head.position) if self.active else ()
+        """Position of a readout, by which terms differ even if the orientation is the same; empty: they do not.
+
+        It is the first one of the scan that is no farther away than `SAME_PLACE` [mm].
+        """
+        if not self.active:
+            return ()
+        position = tuple(head.position)
+        for known in self._known:
+            if math.dist(known, position) <= SAME_PLACE:
+                return known
+        self._known.append(position)
+        return position
 
     def times(self, k: NDArray[np.floating], dwell: float) -> NDArray[np.float64]:
-        """`Phase.times` of arms.
+        """`Phase.times` of arms, since each passed the centre of k-space.
 
         Parameters
         ----------
@@ -110,16 +125,15 @@ class FieldCorrection:
         dwell
             Time from sample to sample [s].
         """
-        middle = int(np.linalg.norm(k, axis=-1).mean(axis=0).argmin())
+        middle = _centre(k)
         features = []
         if self._map is not None:
-            seconds = dwell * (np.arange(k.shape[1]) - middle)
-            features.append(np.broadcast_to(seconds[:, np.newaxis], (*k.shape[:2], 1)))
+            features.append(dwell * (np.arange(k.shape[1]) - middle[:, np.newaxis])[..., np.newaxis])
         if self._b0 is not None:
             integrals = concomitant.integrals(k, dwell, self._b0)
-            features.append(integrals - integrals[:, middle : middle + 1])
+            features.append(integrals - np.take_along_axis(integrals, middle[:, np.newaxis, np.newaxis], axis=1))
         times = np.concatenate(features, axis=-1)
-        return times if self._b0 is not None else times[:1]
+        return times[:1] if self._b0 is None and np.ptp(middle) == 0 else times
 
     def terms(
         self, k: NDArray[np.floating], dwell: float, heads: Sequence[ismrmrd.AcquisitionHeader],
@@ -127,10 +141,12 @@ class FieldCorrection:
     ) -> Correction | None:  # fmt: skip
         """Find the terms of planes that have their arms in common; None where there is nothing to correct.
 
+        So it is, too, where the dwell time is not known: the client is told once.
+
         Parameters
         ----------
         k, dwell
-            As for `times`.
+            As for `times`; a dwell time of 0 is not known.
         heads
             A readout's header for each plane: its position and orientation.
         shape
@@ -141,29 +157,30 @@ class FieldCorrection:
         Raises
         ------
         ValueError
-            The dwell time is not known, or the field map is not finite.
+            The field map is not finite.
         """
         if not self.active:
             return None
         if not dwell > 0:
-            raise ValueError(
-                "the readouts have no sample_time_us: without it, fields cannot be corrected. Set concomitant = "
-                '"off" and field_map = "", or have the readouts tell it'
-            )
+            if not self._without_dwell:
+                self._warn("fields are not corrected: readouts have no sample_time_us, which tells how long they take")
+            self._without_dwell = True
+            return None
         places = np.stack([self._places(head, shape, field_of_view) for head in heads], axis=1)
         times = self.times(k, dwell)
         found = find_terms(Phase(times, places), self._tolerance)
         if found is None:
             return None
-        reach = float(np.ptp(times.reshape(-1, len(places))[-1] @ places.reshape(len(places), -1)))
+        ends = times[-1, [0, -1]] @ places.reshape(len(places), -1)
+        reach = float(np.ptp(ends, axis=1).max())
         what = [f"concomitant fields at {self._b0:.2f} T"] if self._b0 is not None else []
         what += ["off-resonance"] if self._map is not None else []
         text = (
             f"{' and '.join(what)} are corrected by {len(found)} term(s), for phases that differ by {reach:.2f} cycles "
             f"over the image at the end of a readout: error {found.error:.2g}, field_tolerance = {self._tolerance:g}"
         )
-        (logger.info if self._told else self._tell)(text)
-        self._told = True
+        (self._tell if len(found) > self._most_told else logger.info)(text)
+        self._most_told = max(self._most_told, len(found))
         return Correction(found, found.temporal(times))
 
     def _places(
@@ -179,7 +196,7 @@ class FieldCorrection:
         return np.concatenate(features)
 
     def keep_pace(self, correction: Correction, needed: float, available: float) -> Correction:
-        """Leave out terms that the scan leaves no time for, but one; tells the client once.
+        """Leave out terms that the scan leaves no time for, but one; tells the client when they are fewer than before.
 
         Parameters
         ----------
@@ -194,8 +211,8 @@ class FieldCorrection:
         fewer = max(int(count * available / needed), 1) if needed > available else count
         if fewer == count:
             return correction
-        if not self._reduced:
-            self._reduced = True
+        if fewer < self._fewest_told:
+            self._fewest_told = fewer
             errors = correction.terms.errors
             self._warn(
                 f"field correction by {count} terms would take {1e3 * needed:.2f} ms per readout, the scan leaves "
@@ -218,6 +235,17 @@ def open_correction(
     if settings.field_map:
         raise ConfigurationError(f'field_map = "{settings.field_map}": field maps cannot be read yet; leave it empty')
     return FieldCorrection(settings, header, None, tell, warn)
+
+
+def _centre(k: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Sample of each arm [arm, sample, (kx, ky)] that is the nearest to k = 0, of the first time that it comes by."""
+    radius = np.linalg.norm(k, axis=-1)
+    step = np.linalg.norm(np.diff(k, axis=1), axis=-1).max(axis=1, initial=0)
+    near = radius <= (radius.min(axis=1) + step)[:, np.newaxis]
+    left = np.cumsum(~near & (np.cumsum(near, axis=1) > 0), axis=1) > 0  # it has come by, and gone
+    middle = np.where(near & ~left, radius, np.inf).argmin(axis=1)
+    common = int(np.median(middle))
+    return np.where(abs(middle - common) <= SAME_TIME * k.shape[1], common, middle)
 
 
 def _concomitant_field(asked: str, b0: float | None, tell: Callable[[str], None]) -> float | None:

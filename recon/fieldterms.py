@@ -102,7 +102,7 @@ def exponential(times: NDArray[np.float64], places: NDArray[np.float64]) -> NDAr
     return np.exp(-2j * np.pi * (times @ places.T))
 
 
-def find_terms(phase: Phase, tolerance: float, most: int | None = None) -> FieldTerms | None:
+def find_terms(phase: Phase, tolerance: float) -> FieldTerms | None:
     """Find the fewest terms that leave no more than a tolerance.
 
     Parameters
@@ -111,8 +111,6 @@ def find_terms(phase: Phase, tolerance: float, most: int | None = None) -> Field
         Of the image.
     tolerance
         Root mean square error of the exponential over times and places.
-    most
-        Terms at most; None: as many as it takes.
 
     Returns
     -------
@@ -143,7 +141,6 @@ def find_terms(phase: Phase, tolerance: float, most: int | None = None) -> Field
     right = right[:, : len(some_places)] + 1j * right[:, len(some_places) :]
     rest = np.sqrt(np.append(np.cumsum(sizes[::-1] ** 2)[::-1], 0) / (sizes**2).sum())
     count = max(int(np.argmax(rest <= tolerance)), 1)
-    count = min(count, most or count)
     nodes, mixing = _nodes(exact, left[:, :count] / of_times)
     time_nodes, place_mixing = _nodes(exact.T, (sizes[:count, np.newaxis] * right[:count] / of_places).T)
     spatial = np.empty((count, len(places)), np.complex64)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CENTRED = 2.0  # largest step of an arm: the first sample is not farther from the centre of k-space
 METAFILE_SIGNS = np.array([1.0, -1.0, 1.0])  # the metafile's ky is opposite to the gradient that makes it
 
 
@@ -107,7 +108,25 @@ def predict_trajectory(
     Returns
     -------
     Predicted k-space, shaped as `k` [1/m].
+
+    Raises
+    ------
+    GirfError
+        The dwell time is not known; or an arm does not start in the centre of k-space: what brought it to its first
+        sample is not known.
     """
+    if not dwell > 0:
+        raise GirfError(
+            "apply_girf needs the time from sample to sample, but the readouts, which bring the trajectory, have no "
+            "sample_time_us: set apply_girf = false"
+        )
+    begin = np.linalg.norm(k[:, 0], axis=-1)
+    steps = np.linalg.norm(np.diff(k, axis=1), axis=-1).max(axis=1, initial=0)
+    if (begin > CENTRED * steps).any():
+        raise GirfError(
+            f"apply_girf needs arms that start in the centre of k-space, but one starts at |k| = {begin.max():.4g} "
+            "1/m: the gradients before its first sample are not known; set apply_girf = false"
+        )
     to_physical = (np.asarray(rotation, float) * METAFILE_SIGNS)[:, : k.shape[-1]]
     gradients = np.diff(k, axis=1, prepend=0).transpose(0, 2, 1)
     predicted = predict_gradients(gradients, response, dwell, to_physical, t0)

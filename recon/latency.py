@@ -7,7 +7,43 @@ import numpy as np
 
 BEHIND = 0.5  # a reconstruction this much behind the scan says so [s]
 AHEAD = 0.25  # readouts that come this much earlier than they were acquired are of a file [s]
+DRIFT = 0.005  # of the scanner's clock, or of a repetition time that is not exact, against the clock here
 CATCH_UP = 3.0  # after the first readout: time to work off what came in during the set-up [s]
+
+
+class ScanClock:
+    """Time of readouts since the first one, by their time stamps, or by the repetition time where those tell nothing.
+
+    A time stamp of 0 is none. One that is earlier than that of the readout before (midnight, a counter that has run
+    over) does not tell how much later the readout is.
+
+    Parameters
+    ----------
+    tr
+        Repetition time [s]; None: not known.
+    """
+
+    def __init__(self, tr: float | None) -> None:
+        self._tr = tr or 0.0
+        self._last: tuple[float, int] | None = None
+        self._time = 0.0
+
+    def __call__(self, stamp: float, number: int) -> float:
+        """Return the time of a readout since the first one [s]; 0 for all of them where nothing tells it.
+
+        Parameters
+        ----------
+        stamp
+            Its acquisition time stamp [s].
+        number
+            Which imaging readout of the scan it is.
+        """
+        if self._last is not None:
+            before, number_before = self._last
+            told = 0 < before <= stamp
+            self._time += stamp - before if told else self._tr * (number - number_before)
+        self._last = stamp, number
+        return self._time
 
 
 class LatencyLedger:
@@ -17,10 +53,15 @@ class LatencyLedger:
     ----------
     warn : callable
         Called once, with a text, when a readout had to wait for longer than `BEHIND` and is late against the scan's own
-        time stamps by as much. (A file that is sent faster than it was acquired makes readouts wait, too, but not
+        time by as much. (A file that is sent faster than it was acquired makes readouts wait, too, but not
         late.)
     clock : callable
         Time in seconds [s].
+
+    Attributes
+    ----------
+    set_up : float
+        How long the first readouts may have waited for the server to start [s].
     """
 
     def __init__(self, warn: Callable[[str], None], clock: Callable[[], float] = time.perf_counter) -> None:
@@ -28,7 +69,9 @@ class LatencyLedger:
         self._clock = clock
         self._told = False
         self._first_arrival: float | None = None
-        self._first_stamp = 0.0
+        self._lead = 0.0  # how much earlier than during the scan a readout came, at most, after the first one [s]
+        self._of_file = self._complete = False
+        self.set_up = 0.0
         self._last_sent = 0.0
         self.latencies: list[float] = []
         self.received = self.processed = self.largest_backlog = 0
@@ -37,29 +80,39 @@ class LatencyLedger:
         """Time [s] on the ledger's clock."""
         return self._clock()
 
-    def arrived(self) -> float:
-        """Note the arrival of a readout; returns its time [s]. Called by the receiving thread."""
+    def arrived(self, moment: float = 0.0) -> float:
+        """Note the arrival of a readout; returns its time [s]. Called by the receiving thread.
+
+        Parameters
+        ----------
+        moment : float
+            When it was acquired, from the first one on [s], see `ScanClock`.
+        """
         self.received += 1
         now = self._clock()
         if self._first_arrival is None:
             self._first_arrival = now
+        self._lead = max(self._lead, moment - (now - self._first_arrival))
+        self._of_file |= self._lead > self.set_up + AHEAD + DRIFT * moment
         return now
 
-    def begin(self, arrival: float, stamp: float) -> None:
+    def complete(self) -> None:
+        """Note that the last readout has arrived. Called by the receiving thread."""
+        self._complete = True
+
+    def begin(self, arrival: float, moment: float) -> None:
         """Note that the work on a readout begins.
 
         Parameters
         ----------
         arrival : float
             What `arrived` returned for it [s].
-        stamp : float
-            Its acquisition time stamp [s].
+        moment : float
+            When it was acquired, from the first one on [s].
         """
         self.processed += 1
         self.largest_backlog = max(self.largest_backlog, self.received - self.processed)
-        if self.processed == 1:
-            self._first_stamp = stamp
-        behind = self.behind(arrival, stamp)
+        behind = self.behind(arrival, moment)
         if behind > BEHIND and self.elapsed > CATCH_UP and not self._told:
             self._told = True
             self._warn(
@@ -71,29 +124,27 @@ class LatencyLedger:
         """Time since the first readout arrived [s]."""
         return 0.0 if self._first_arrival is None else self._clock() - self._first_arrival
 
-    def behind(self, arrival: float, stamp: float) -> float:
-        """How late the work on a readout is [s]: it waits for so long, and is late against the time stamps by as much.
+    def behind(self, arrival: float, moment: float) -> float:
+        """Delay of the work on a readout [s]: how long it has waited, but no more than it is late against the scan.
 
         Parameters
         ----------
         arrival
             When it arrived [s].
-        stamp
-            Its acquisition time stamp [s].
+        moment
+            When it was acquired, from the first one on [s].
         """
-        return min(self._clock() - arrival, self.elapsed - (stamp - self._first_stamp))
+        waited = 0.0 if self._of_file else self._lead  # the first one, for the server to start
+        return min(self._clock() - arrival, self.elapsed - moment + waited)
 
-    def can_wait(self, arrival: float, stamp: float) -> bool:
-        """Tell whether a readout came well before it would have during the scan: from a file, for which nobody waits.
+    @property
+    def can_wait(self) -> bool:
+        """True when nobody waits for images: readouts come from a file, or the scan is over.
 
-        Parameters
-        ----------
-        arrival
-            When it arrived [s].
-        stamp
-            Its acquisition time stamp [s].
+        Those of a file come before they would have during the scan, by more than what has waited for the server to
+        start. That they come more slowly later, because their reader is slow, does not make them a scan's.
         """
-        return stamp - self._first_stamp - (arrival - (self._first_arrival or arrival)) > AHEAD
+        return self._of_file or self._complete
 
     def epoch(self, arrival: float) -> float:
         """Time since the epoch [s] of a moment on the ledger's clock [s]."""

@@ -11,9 +11,9 @@ MAX_MATRIX = 8192  # pixels of one axis
 CARTESIAN = "cartesian"
 ELSEWHERE = {  # by the header's trajectory: who can make an image of it
     "spiral": "simplenufft reconstructs spirals, simplenufft1arm makes movies of them",
-    "radial": "simplenufft reconstructs it, if the readouts carry their trajectory",
-    "goldenangle": "simplenufft reconstructs it, if the readouts carry their trajectory",
-    "other": "simplenufft reconstructs it, if the readouts carry their trajectory in two dimensions",
+    "radial": "simplenufft reconstructs it, if its trajectory is known (doc/sequences.md)",
+    "goldenangle": "simplenufft reconstructs it, if its trajectory is known (doc/sequences.md)",
+    "other": "simplenufft reconstructs it, if its trajectory is known and in a plane (doc/sequences.md)",
     "epi": "cartesian_recon reconstructs EPI, whose readouts need regridding of the ramps and a phase correction of "
     "the reversed lines; once both are done, 'cartesian' is right",
 }
@@ -128,7 +128,7 @@ def encoding_of(metadata: Any, encoding_space_ref: int) -> Any:
     encoding = any_encoding(metadata, encoding_space_ref)
     if encoding.trajectory is None:
         raise ValueError("the header names no trajectory: a Cartesian reconstruction needs 'cartesian'")
-    trajectory = _trajectory_of(encoding)
+    trajectory = trajectory_of(encoding)
     if trajectory != CARTESIAN:
         who = ELSEWHERE.get(trajectory, "no module here reconstructs that yet")
         raise ValueError(
@@ -146,12 +146,13 @@ def griddable_encoding(metadata: Any, encoding_space_ref: int) -> Any:
         When there is no MRD header, no such encoding, or it is EPI: lines of both directions need a phase correction.
     """
     encoding = any_encoding(metadata, encoding_space_ref)
-    if _trajectory_of(encoding) == "epi":
+    if trajectory_of(encoding) == "epi":
         raise ValueError(f"the header's trajectory is 'epi': gridding alone leaves ghosts; {ELSEWHERE['epi']}")
     return encoding
 
 
-def _trajectory_of(encoding: Any) -> str:
+def trajectory_of(encoding: Any) -> str:
+    """Kind of trajectory that the header states, in lower case; "none" where it states none."""
     return str(getattr(encoding.trajectory, "value", encoding.trajectory)).lower()
 
 

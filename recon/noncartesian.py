@@ -31,6 +31,7 @@ from recon.kspacevolume import partition_axis
 from recon.mrdencoding import checked_size, extent, first_index, griddable_encoding
 from recon.outliers import OutlierFilter, UnusableScanError
 from recon.readoutgroups import Key, ReadoutGroup, by_repetition, sort_groups
+from recon.sequenceextent import designed_field_of_view
 from recon.telling import once
 
 logger = logging.getLogger(__name__)
@@ -277,7 +278,9 @@ class _Builder:
     def _usable(self, readouts: list[ArmReadout]) -> list[ArmReadout]:
         """Readouts that are measurements, as compared with others of the same image."""
         texts: list[str] = []
-        marked = OutlierFilter(texts.append).marked(readouts)
+        # Lines that pass by the centre differ in brightness, as those of a Cartesian scan do.
+        judged = all(each.passes_centre for each in readouts)
+        marked = OutlierFilter(texts.append, by_brightness=judged).marked(readouts)
         usable = [each for each in marked if each.usable and isinstance(each, ArmReadout)]
         for text in texts:
             (logger.warning if self._told else self._warn)(text)
@@ -302,12 +305,18 @@ class _Builder:
     def _slab(self, key: Key, encoding: Any, readouts: list[ArmReadout]) -> Slab:
         partitions = partition_axis(encoding, [each.head for each in readouts])
         offset = first_index(encoding, "kspace_encoding_step_2", partitions.points) if partitions.points > 1 else 0
-        planes: dict[int, list[ArmReadout]] = {number: [] for number in range(partitions.points)}
+        counters = {each.head.idx.kspace_encode_step_2 for each in readouts}
+        if partitions.points == 1 and len(counters) > 1:
+            raise ValueError(
+                f"readouts of one slice have kspace_encode_step_2 {min(counters)} to {max(counters)}, but "
+                "encodedSpace.matrixSize.z is 1: it has to be the number of partitions"
+            )
+        planes: dict[int, list[int]] = {number: [] for number in range(partitions.points)}
         outside = 0
-        for each in readouts:
+        for number, each in enumerate(readouts):
             partition = each.head.idx.kspace_encode_step_2 + offset if partitions.points > 1 else 0
             outside += partition not in planes
-            planes.get(partition, []).append(each)
+            planes.get(partition, []).append(number)
         if outside == len(readouts):
             raise ValueError(
                 f"none of {outside} readouts lies in the matrix: kspace_encode_step_2 of the first is "
@@ -320,18 +329,31 @@ class _Builder:
             self._warn(
                 f"{empty} of {partitions.points} partitions are missing: they are taken as zero, expect blurring"
             )
+        shape, _ = image_size(encoding)
+        k, weights = self._source.arms(readouts, encoding)
+        arms = [
+            self._arms([readouts[n] for n in plane], encoding, k[plane], None if weights is None else weights[plane])
+            if plane
+            else None
+            for plane in planes.values()
+        ]
         return Slab(
             key=key,
             encoding=encoding,
             heads=(readouts[len(readouts) // 2].head,),
             partitions=partitions,
-            shape=image_size(encoding)[0],
-            planes=[self._arms(plane, encoding) if plane else None for plane in planes.values()],
+            shape=shape,
+            planes=arms,
         )
 
-    def _arms(self, readouts: list[ArmReadout], encoding: Any) -> Arms:
+    def _arms(
+        self,
+        readouts: list[ArmReadout],
+        encoding: Any,
+        k: NDArray[np.float64],
+        weights: NDArray[np.float64] | None,
+    ) -> Arms:
         shape, fov = image_size(encoding)
-        k, weights = self._source.arms(readouts, encoding)
         first, place = distinct_arms(k)
         needed, limit = len(first) * k.shape[1] * BYTES_PER_SAMPLE, memory.usable()
         if needed > limit:
@@ -344,11 +366,16 @@ class _Builder:
             samples[arm] += readout.samples
         samples /= np.bincount(place)[:, np.newaxis, np.newaxis]
         k = k[first]
-        name = (k.tobytes(), None if weights is None else weights[first].tobytes(), shape, fov)
+        encoded = tuple(extent(encoding.encodedSpace.fieldOfView_mm, axis) for axis in "xy")
+        name = (k.tobytes(), None if weights is None else weights[first].tobytes(), shape, fov, encoded)
         if name not in self._plans:
             if len(self._plans) >= PLANS:
                 del self._plans[next(iter(self._plans))]
-            weights = compensation(k, fov) if weights is None else as_areas(weights[first], k)
+            if weights is None:
+                designed = designed_field_of_view(k, encoding)
+                weights = compensation(k, (designed, designed))
+            else:
+                weights = as_areas(weights[first], k)
             self._plans[name] = weights, nufft.ArmPlan(k * fov, shape, weights)
         weights, plan = self._plans[name]
         return Arms(k * fov, np.ascontiguousarray(np.moveaxis(samples, 1, 0)), weights, plan, readouts[0].dwell)

@@ -354,7 +354,7 @@ class ArmPlan:
             half[row:ny] = xp.moveaxis(xp.asarray(image, self.dtype) * self._correction, 0, 2)
             grid = self.zeros(coils)
             grid[:, col:nx] = fft.ifft(half, axis=0, norm="forward")
-            grid = fft.ifft(grid, axis=1, norm="forward").view(self._real)
+            grid = xp.ascontiguousarray(fft.ifft(grid, axis=1, norm="forward")).view(self._real)  # CuPy's are not
             arms = range(self.arms) if arms is None else arms
             data = xp.zeros((len(arms), self.samples, 2 * coils), self._real)
             for arm, samples in zip(arms, data, strict=True):

@@ -56,10 +56,13 @@ class OutlierFilter:
     warn
         Called with a text for the client: at the first readout that is left out, and with their number at the end;
         at the first time that the brightness changes and stays.
+    by_brightness
+        Compare the norms of readouts; False where not all of them pass the centre of k-space.
     """
 
-    def __init__(self, warn: Callable[[str], None]) -> None:
+    def __init__(self, warn: Callable[[str], None], by_brightness: bool = True) -> None:
         self._warn = warn
+        self._by_brightness = by_brightness
         self._levels: dict[tuple[int, ...], _Level] = {}
         self._counts: Counter[str] = Counter()
         self._told: set[str] = set()
@@ -76,7 +79,9 @@ class OutlierFilter:
             idx = readout.head.idx
             alike = (idx.slice, idx.contrast, idx.set, idx.kspace_encode_step_2)
             if alike not in self._levels:
-                self._levels[alike] = _Level(self._leave_out, self._report_change, self._report_recurrence)
+                self._levels[alike] = _Level(
+                    self._leave_out, self._report_change, self._report_recurrence, self._by_brightness
+                )
             yield from self._levels[alike].add(readout)
         for level in self._levels.values():
             yield from level.finish()
@@ -118,6 +123,8 @@ class _Level:
     report_change, report_recurrence
         Called with the first of the readouts that are brighter from now on, or are kept since they come again and
         again, and by which factor.
+    by_brightness
+        Compare norms.
     """
 
     def __init__(
@@ -125,7 +132,9 @@ class _Level:
         leave_out: Callable[[SpiralReadout, str, str], None],
         report_change: Callable[[SpiralReadout, float], None],
         report_recurrence: Callable[[SpiralReadout, float], None],
+        by_brightness: bool,
     ) -> None:
+        self._by_brightness = by_brightness
         self._leave_out, self._report_change, self._report_recurrence = leave_out, report_change, report_recurrence
         self.count = 0
         self._judged = 0
@@ -141,7 +150,7 @@ class _Level:
             readout = without_samples(readout)
         self._waiting.append((readout, norm))
         bright = [each for _, each in self._waiting if is_sound(each)]
-        if not bright:
+        if not bright or not self._by_brightness:
             yield from self._judge(1, math.inf)
         elif self._norms and is_sound(norm) and norm <= BRIGHT * (level := median(self._norms)):
             yield from self._judge(len(self._waiting), level)

@@ -22,6 +22,7 @@ import mrdhelper
 from recon import density, readouttrajectory
 from recon.mrdencoding import extent
 from recon.readouttrajectory import ReadoutTrajectoryError
+from recon.sequenceextent import designed_field_of_view
 from recon.trajectory import Trajectory, TrajectoryError
 
 SOURCE = Path("trajectory of the readouts")
@@ -63,11 +64,12 @@ class OwnArms:
         self._factors = unit.factors
         k = raw * unit.factors
         fov, resolution = _geometry(encoding, header)
+        designed = designed_field_of_view(k, encoding)
         self.trajectory = Trajectory(
             file=SOURCE,
             k=k,
-            weights=density.weights_of_arms(k, (fov, fov)),
-            dwell=1e-6 * (different[0].sample_time_us or 1.0),
+            weights=density.weights_of_arms(k, (designed, designed)),
+            dwell=1e-6 * different[0].sample_time_us,
             pre_discard=0,
             fov=fov,
             resolution=resolution,

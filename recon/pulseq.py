@@ -25,6 +25,7 @@ import numpy as np
 
 from recon.configuration import PROJECT_FOLDER
 from recon.pulseqreadouts import ImageReadouts, digest_of
+from recon.readoutorder import ReadoutOrder
 from recon.trajectory import Trajectory, TrajectoryError
 
 logger = logging.getLogger(__name__)
@@ -174,19 +175,27 @@ def load(cache: Path, digest: str) -> ImageReadouts | None:
 
 
 def _checked(arrays: dict[str, Any]) -> ImageReadouts:
-    k, order, weights = arrays["k"], arrays["order"], arrays["weights"]
+    kinds = {"k": "f", "weights": "f", "order": "i", "samples": "i", "first_run_only": "b", "kz": "f"}
+    shared = {name: arrays[name] for name in kinds}
+    k, weights, order, samples, first_run_only, kz = shared.values()
     if k.ndim != 3 or k.shape[2] != 2 or 0 in k.shape or weights.shape != k.shape[:2] or order.ndim != 1:
         raise ValueError(f"shapes k {k.shape}, weights {weights.shape}, order {order.shape}")
-    for name, array, kind in (("k", k, "f"), ("weights", weights, "f"), ("order", order, "i")):
-        if array.dtype.kind != kind or not np.isfinite(array).all():
+    if not order.shape == samples.shape == first_run_only.shape == kz.shape:
+        raise ValueError(
+            f"shapes order {order.shape}, samples {samples.shape}, once {first_run_only.shape}, kz {kz.shape}"
+        )
+    for name, array in shared.items():
+        if array.dtype.kind != kinds[name] or not np.isfinite(array).all():
             raise ValueError(f"{name} has {array.dtype}, or is not finite")
-    if weights.min() < 0 or not -1 <= order.min() <= order.max() < len(k) or order.max() < 0:
-        raise ValueError("weights or order out of range")
-    numbers = {name: float(arrays[name]) for name in ("dwell", "defined_fov", "defined_resolution", "supported_fov")}
-    for array in (k, order, weights):  # shared by sessions
+    if weights.min() < 0 or not -1 <= order.min() <= order.max() < len(k) or order.max() < 0 or samples.min() < 1:
+        raise ValueError("weights, order or samples out of range")
+    others: dict[str, Any] = {
+        name: float(arrays[name]) for name in ("dwell", "defined_fov", "defined_resolution", "supported_fov")
+    }
+    for array in shared.values():  # by sessions
         array.flags.writeable = False
-    remarks = tuple(str(each) for each in arrays["remarks"])
-    return ImageReadouts(k=k, order=order, weights=weights, remarks=remarks, **numbers)
+    others["remarks"] = tuple(str(each) for each in arrays["remarks"])
+    return ImageReadouts(**shared, **others)
 
 
 # --- Trajectory -----------------------------------------------------------------------------------------------------
@@ -231,7 +240,7 @@ def trajectory_from(file: Path, readouts: ImageReadouts, asked_fov: float = 0.0)
         fov=fov,
         resolution=resolution,
         interleaves=len(readouts.k),
-        order=readouts.order,
+        order=ReadoutOrder(readouts.order, readouts.samples, readouts.first_run_only, readouts.kz),
     )
     told = (
         f"Pulseq sequence {file.name}: {len(readouts.order)} readouts of {len(readouts.k)} different arms, field of "

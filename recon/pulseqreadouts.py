@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from recon import density
 from recon.sequenceextent import defined_field_of_view, defined_resolution, supported_field_of_view
 
-RESULT_VERSION = b"1"  # of `ImageReadouts` and how they are made: results of another one are made anew
+RESULT_VERSION = b"3"  # of `ImageReadouts` and how they are made: results of another one are made anew
 MEMORY_LIMIT = 4 << 30  # bytes, of the program
 MAX_SAMPLES = 1 << 24  # of all different readouts
 SAME = 1e-4  # of the largest |k|: readouts that differ by less are one
@@ -79,6 +79,12 @@ class ImageReadouts:
     order
         Arm of each readout, in the order in which the sequence plays them; -1 for one that is none of the image's.
         Those that labels declare navigators, noise or calibration are left out: converters flag them.
+    samples
+        Number of samples of each of them.
+    first_run_only
+        True for each of them that is played in the first run of the sequence only: label ONCE = 1.
+    kz
+        Of each of them [1/m].
     dwell
         Time from sample to sample [s].
     weights
@@ -94,6 +100,9 @@ class ImageReadouts:
 
     k: NDArray[np.float64]
     order: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    first_run_only: NDArray[np.bool_]
+    kz: NDArray[np.float64]
     dwell: float
     weights: NDArray[np.float64]
     defined_fov: float
@@ -269,11 +278,12 @@ class Events:
 
 
 class Played(NamedTuple):
-    """A readout in the order of the sequence: which of the candidates, or -1; samples and dwell [s]."""
+    """A readout in the order of the sequence: which of the candidates, or -1; samples, dwell [s], label ONCE."""
 
     candidate: int
     samples: int
     dwell: float
+    once: int
 
 
 def walk(blocks: Iterable[Any], events: Events) -> tuple[list[Played], list[NDArray[np.float64]]]:
@@ -321,7 +331,7 @@ def walk(blocks: Iterable[Any], events: Events) -> tuple[list[Played], list[NDAr
                     moments = np.stack([each.moment(times) for each in waveforms], axis=-1)
                     start = np.where(times[:, np.newaxis] < pulse, before, position)
                     candidates.append(start + moments @ rotation.T)
-            played.append(Played(candidate, samples, dwell))
+            played.append(Played(candidate, samples, dwell, labels["ONCE"]))
         position = position + rotation @ np.array([each.moments[-1] for each in waveforms])
     return played, candidates
 
@@ -344,7 +354,7 @@ def image_readouts(text: str) -> ImageReadouts:
     Raises
     ------
     SequenceError
-        There is no readout after an excitation, or kz changes during readouts.
+        There is no readout after an excitation, kz changes during readouts, or some are for the last run only.
     Exception
         Whatever pypulseq raises for a file that it cannot read.
     """
@@ -352,6 +362,10 @@ def image_readouts(text: str) -> ImageReadouts:
     text, names, quaternions = take_out_extensions(text)
     sequence = read_sequence(text)
     played, candidates = walk(sequence.block_events.values(), Events(sequence, names, quaternions))
+    if any(each.once == 2 for each in played):
+        raise SequenceError(
+            "readouts have the label ONCE = 2: only the last repetition has them, and which one that is, is not known"
+        )
     totals: Counter[tuple[int, float]] = Counter()
     for each in played:
         totals[each.samples, each.dwell] += each.samples if each.candidate >= 0 else 0
@@ -369,6 +383,7 @@ def image_readouts(text: str) -> ImageReadouts:
         raise SequenceError(f"kz changes by up to {change:.4g} 1/m during a readout: no two-dimensional trajectory")
     distinct, arm_of = merged(k[..., :2], SAME * largest)
     arms = dict(zip(used, arm_of, strict=True)) | {-1: -1}
+    kz = dict(zip(used, k[:, 0, 2], strict=True)) | {-1: 0.0}
     remarks = []
     if others := of_image.count(-1):
         remarks.append(f"{others} of {len(played)} readouts are none of the image's: no excitation, or other length")
@@ -379,6 +394,9 @@ def image_readouts(text: str) -> ImageReadouts:
     return ImageReadouts(
         k=distinct,
         order=np.array([arms[each] for each in of_image], np.int64),
+        samples=np.array([each.samples for each in played], np.int64),
+        first_run_only=np.array([each.once == 1 for each in played]),
+        kz=np.array([kz[each] for each in of_image]),
         dwell=dwell,
         weights=weights,
         defined_fov=defined,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -89,11 +88,7 @@ class Readouts:
             It has other coils or another orientation than the first.
         """
         first = self._first
-        if readout.samples.shape != first.samples.shape:
-            raise DataError(
-                f"readout {readout.head.scan_counter} has {readout.samples.shape[0]} coils, "
-                f"the first has {first.samples.shape[0]}: they must be the same throughout"
-            )
+        check_coils(readout, first)
         if readout.orientation != first.orientation:
             raise DataError(
                 f"readout {readout.head.scan_counter} has another orientation than the first of slice {self.slice}: "
@@ -108,6 +103,15 @@ class Readouts:
         self.columns.append(readout.column)
         self.numbers.append(readout.number)
         self.heads.append(readout.head)
+
+
+def check_coils(readout: SpiralReadout, first: SpiralReadout) -> None:
+    """Raise a DataError when a readout has other coils than the first of its slice."""
+    if readout.samples.shape != first.samples.shape:
+        raise DataError(
+            f"readout {readout.head.scan_counter} has {readout.samples.shape[0]} coils, "
+            f"the first has {first.samples.shape[0]}: they must be the same throughout"
+        )
 
 
 def receive(scan: SpiralScan, items: Iterable[Any], fov_oversampling: float, most: int | None = None) -> list[Readouts]:
@@ -173,12 +177,6 @@ def prepare_each(
         others = f"; {len(refused) - 1} more, which the log lists" if len(refused) > 1 else ""
         warn(f"slice {number} is left out: {reason}{others}")
     return prepared
-
-
-def repetition_time(metadata: Any) -> float | None:
-    """TR of the MRD header [s]; None when it does not say."""
-    times = getattr(getattr(metadata, "sequenceParameters", None), "TR", None) or [0.0]
-    return 1e-3 * float(times[0]) if 0 < times[0] < math.inf else None
 
 
 def frame_head(

@@ -38,7 +38,7 @@ class Unit(NamedTuple):
 
     @property
     def description(self) -> str:
-        """What was assumed, in words for the client."""
+        """The unit that was assumed, in words for the client."""
         text = (
             f"trajectory of the readouts taken as {self.name}: |k| then reaches {self.reach:.2f} of the matrix's edge"
         )
@@ -109,8 +109,8 @@ def raw_trajectory(readouts: Sequence[ismrmrd.Acquisition]) -> NDArray[np.float6
     Raises
     ------
     ReadoutTrajectoryError
-        A readout carries no trajectory, or one that is not finite or leaves its plane, or readouts differ in length or,
-        in one partition, in kz.
+        A readout carries no trajectory, or one that is not finite or leaves its plane, or readouts differ in length; or
+        kz does not follow the partitions.
     """
     raw = [_own_trajectory(readout) for readout in readouts]
     lengths = sorted({len(each) for each in raw})
@@ -192,18 +192,50 @@ def _own_trajectory(readout: ismrmrd.Acquisition) -> NDArray[np.float64]:
 
 
 def _check_planes(k: NDArray[np.float64], readouts: Sequence[ismrmrd.Acquisition]) -> None:
-    """Check that each readout, and all those of a partition, have one kz: else an image of planes would be wrong."""
+    """Check that kz is that of planes, one for each partition, in their order: else the images would be wrong."""
     tolerance = FLAT * np.linalg.norm(k[..., :2], axis=-1).max()
     planes: dict[int, float] = {}
     for kz, readout in zip(k[..., 2], readouts, strict=True):
-        partition = readout.idx.kspace_encode_step_2
         if np.ptp(kz) > tolerance:
             raise ReadoutTrajectoryError(
                 f"kz of readout {readout.scan_counter} goes from {kz.min():.4g} to {kz.max():.4g}: expected one value, "
                 "as in a 2-D scan or a stack of planes"
             )
-        if abs(kz[0] - planes.setdefault(partition, kz[0])) > tolerance:
+        add_plane(planes, readout.idx.kspace_encode_step_2, kz[0], tolerance)
+
+
+def add_plane(planes: dict[int, float], partition: int, kz: float, tolerance: float) -> None:
+    """Add kz of a readout to that of the partitions of an image, and check that it rises evenly with their counter.
+
+    Parameters
+    ----------
+    planes
+        kz of each partition; changed in place.
+    partition
+        ``kspace_encode_step_2`` of the readout.
+    kz
+        Of the readout, in any unit.
+    tolerance
+        In the same unit.
+
+    Raises
+    ------
+    ReadoutTrajectoryError
+        Readouts of one partition have different kz, or kz does not rise evenly.
+    """
+    tells = "since the counter (label PAR of a Pulseq sequence) tells the partition of a stack"
+    if partition in planes:
+        if abs(kz - planes[partition]) > tolerance:
             raise ReadoutTrajectoryError(
-                f"readouts with kspace_encode_step_2 = {partition} have kz {planes[partition]:.4g} and {kz[0]:.4g}: "
-                "expected one value, since the counter tells the partition of a stack"
+                f"readouts with kspace_encode_step_2 = {partition} have kz {planes[partition]:.4g} and {kz:.4g}: "
+                f"expected one value, {tells}"
             )
+        return
+    planes[partition] = kz
+    numbers = sorted(planes)
+    steps = np.diff([planes[number] for number in numbers]) / np.diff(numbers)
+    if len(steps) and (steps.min() <= 0 or np.ptp(steps) > 2 * tolerance):
+        raise ReadoutTrajectoryError(
+            f"kz of the partitions changes by {steps.min():.4g} to {steps.max():.4g} from one kspace_encode_step_2 to "
+            f"the next: expected one positive value, {tells}"
+        )

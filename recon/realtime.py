@@ -11,6 +11,7 @@ import ismrmrd
 from numpy.typing import NDArray
 
 from connection import Connection
+from mrdhelper import SeriesScale
 from recon import noise
 from recon.latency import LatencyLedger
 from recon.pipeline import threaded
@@ -37,6 +38,8 @@ class Frame:
         The same in seconds since the epoch [s].
     method
         By which reconstruction it was made, where a module has more than one.
+    brighter
+        Frames from here on are so much brighter than those before that they need another intensity scale.
     """
 
     pixels: NDArray[Any]
@@ -44,13 +47,18 @@ class Frame:
     arrival: float
     arrival_time: float
     method: str = ""
+    brighter: bool = False
 
     def attributes(self, ledger: LatencyLedger) -> dict[str, str]:
-        """Return the meta attributes: when the last readout arrived, how long the frame took [ms], and the method."""
+        """Return the meta attributes: when the last readout arrived, how long the frame took [ms], and the method.
+
+        And how many readouts have arrived that are still to be worked on.
+        """
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.arrival_time))
         return {
             "LastReadoutArrival": f"{moment}.{int(self.arrival_time % 1 * 1000):03d}",
             "ProcessingTime_ms": f"{1e3 * (ledger.now() - self.arrival):.3f}",
+            "ReadoutsWaiting": str(ledger.received - ledger.processed),
         } | ({"ReconstructionMethod": self.method} if self.method else {})
 
 
@@ -68,6 +76,7 @@ def receive(connection: Connection, scan: SpiralScan, metadata: Any, prewhiten: 
     prewhiten
         Setting of that name, see `noise.prewhiten`.
     """
+    scan.ledger.set_up = getattr(connection, "set_up", 0.0)  # which classes that stand for a connection may lack
     messages = noise.prewhiten(connection, metadata, prewhiten, connection.info, connection.warn, connection.dependency)
     return threaded(scan.readouts(messages), WAITING_BYTES, "receiving", weight=lambda each: each.samples.nbytes)
 
@@ -90,6 +99,8 @@ def send(
     """
     index = 0
     for index, frame in enumerate(threaded(frames, FRAMES_WAITING, "reconstructing"), start=1):
+        if frame.brighter and isinstance(to_pixels, SeriesScale):
+            to_pixels.widen(frame.pixels)
         connection.send_image(scan.image(to_pixels(frame.pixels), frame.head, index, frame.attributes(scan.ledger)))
         scan.ledger.sent(frame.arrival)
     if index == 0:

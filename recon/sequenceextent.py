@@ -1,4 +1,4 @@
-"""Field of view and resolution of a sequence: what its definitions say, and what its trajectory supports."""
+"""Field of view and resolution of a sequence: what its definitions or the header say, and its trajectory supports."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recon.mrdencoding import extent
+
 PLACES = 4000  # of k-space at which gaps are looked for
 INNER = 0.9  # of the largest |k|: beyond it, an arm's end is no gap
 MOST_GAPS = 99  # percentile of the distances from any place to the nearest sample that counts as half a gap
 FEWEST_PIXELS = 8  # a field of view with fewer is none: the arms do not cover k-space
+SAME_EXTENT = 0.01  # relative difference of two fields of view that are one
+SUPPORTED = 0.7  # of a field of view, that a trajectory designed for it supports at least if its arms are complete
 AGREEMENT = 2.0  # factor between a defined resolution and that of the largest |k| at most
 RESOLUTION_NAMES = ("resolution_mm", "resolution", "spatialresolution", "spatial_resolution", "res")
 MATRIX_NAMES = ("matrixsize", "matrix_size", "matrix", "nx")
@@ -71,6 +75,31 @@ def supported_field_of_view(k: NDArray[np.float64]) -> float:
     distance, _ = cKDTree(samples).query(np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1))
     field_of_view = 0.5 / float(np.percentile(distance, MOST_GAPS))
     return field_of_view if 2 * largest * field_of_view >= FEWEST_PIXELS else math.nan
+
+
+def designed_field_of_view(k: NDArray[np.float64], encoding: Any) -> float:
+    """Field of view that a trajectory in the readouts was designed for [m], by the header; it is that of the density.
+
+    That is the encoded field of view, not that of the image, which may be another part of the plane. Readout
+    oversampling enlarges it along one axis, so that the smaller extent counts, or along both: then the trajectory
+    supports less of it.
+
+    Parameters
+    ----------
+    k
+        K-space [arm, sample, (kx, ky)] [1/m].
+    encoding
+        The header's, with a field of view of reconSpace.
+    """
+    encoded, shown = (
+        min((value for axis in "xy" if (value := 1e-3 * extent(space.fieldOfView_mm, axis))), default=math.nan)
+        for space in (encoding.encodedSpace, encoding.reconSpace)
+    )
+    if not math.isfinite(encoded):
+        return shown
+    if shown < (1 - SAME_EXTENT) * encoded and not supported_field_of_view(k) > SUPPORTED * encoded:
+        return shown
+    return encoded
 
 
 def _numbers(definitions: Mapping[str, Any], names: tuple[str, ...]) -> NDArray[np.float64]:

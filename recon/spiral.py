@@ -15,9 +15,10 @@ import mrdhelper
 from recon import gradientresponse, readouttrajectory, trajectory, trajectorysources
 from recon.configuration import SpiralConfig, project_path
 from recon.fieldcorrection import Correction, FieldCorrection
-from recon.latency import LatencyLedger
+from recon.latency import LatencyLedger, ScanClock
 from recon.outliers import OutlierFilter
 from recon.ownarms import OwnArms
+from recon.sequencereadouts import PlayedReadout, SequenceReadouts
 from recon.spiralreadout import SpiralReadout
 
 logger = logging.getLogger(__name__)
@@ -30,11 +31,14 @@ UNKNOWN_READOUTS = 1 << 20  # of one run of a sequence, where only the readouts 
 
 
 class Imaging(NamedTuple):
-    """An imaging readout as it came: its number in the scan, and its arrival on the clock of the scan's ledger [s]."""
+    """An imaging readout.
 
-    acquisition: ismrmrd.Acquisition
-    number: int
+    With its arrival on the clock of the scan's ledger [s], and when it was acquired, from the first one on [s].
+    """
+
+    played: PlayedReadout
     arrival: float
+    moment: float
 
 
 class SpiralScan:
@@ -106,6 +110,8 @@ class SpiralScan:
         readouts = self.nominal.readouts if self.nominal is not None else UNKNOWN_READOUTS
         self._counter = trajectory.ArmCounter(readouts, self._report_gap)
         self._gaps = 0
+        self._partition: int | None = None
+        self._clock = ScanClock(mrdhelper.repetition_time(header))
         self._trajectories: dict[tuple[float, ...], trajectory.Trajectory] = {}
 
     @property
@@ -146,7 +152,7 @@ class SpiralScan:
         UnusableScanError
             No readout is usable.
         ValueError
-            As `mrdhelper.check_geometry`: readouts are told apart by their orientation.
+            As `mrdhelper.check_geometry`: readouts are told apart by their orientation. Or they are those of a stack.
         """
         return OutlierFilter(self.warn).marked(self._received(items))
 
@@ -157,6 +163,7 @@ class SpiralScan:
             self.warn(f"{self._counter.missing} readouts were missing in all")
 
     def _imaging(self, items: Iterable[Any]) -> Iterator[Imaging]:
+        sequence = SequenceReadouts(self.nominal, self.warn, self.tell) if self.nominal is not None else None
         for item in items:
             if isinstance(item, ismrmrd.Waveform):
                 if self._keep_waveforms:
@@ -170,24 +177,40 @@ class SpiralScan:
             if arm is None:
                 continue
             mrdhelper.check_geometry(item)
-            yield Imaging(item, arm.number, self.ledger.arrived())
+            self._check_partition(item)
+            played = PlayedReadout(item, arm.number, 0) if sequence is None else sequence.take(item, arm.number)
+            if played is None:
+                continue
+            stamp = mrdhelper.ticks_to_seconds(item.acquisition_time_stamp)
+            moment = self._clock(stamp, played.number)
+            yield Imaging(played, self.ledger.arrived(moment), moment)
+        self.ledger.complete()
+
+    def _check_partition(self, acquisition: ismrmrd.Acquisition) -> None:
+        partition = acquisition.idx.kspace_encode_step_2
+        if self._partition is None:
+            self._partition = partition
+        elif partition != self._partition:
+            raise ValueError(
+                f"readout {acquisition.scan_counter} is of partition {partition} (kspace_encode_step_2), those before "
+                f"it of {self._partition}: this module makes 2-D images, in which they would mix; simplenufft takes "
+                "stacks"
+            )
 
     def _of_sequence(self, imaging: Iterable[Imaging]) -> Iterator[SpiralReadout]:
         """Yield readouts whose arms the sequence tells by their numbers."""
-        for item, number, arrival in imaging:
-            column = self.designed.arm_of(number)
-            if column < 0:
-                continue  # counted, but none of the image's
+        for (item, number, arm), arrival, moment in imaging:
             if self.trajectory is None:
                 self.trajectory = self.designed.fitted_to(item)
-            yield SpiralReadout(self.trajectory.samples(item), column, number, item.getHead(), arrival)
+            samples = self.trajectory.samples(item)
+            yield SpiralReadout(samples, arm, number, item.getHead(), arrival, moment=moment)
 
     def _of_own_trajectories(self, imaging: Iterator[Imaging]) -> Iterator[SpiralReadout]:
         """Yield readouts that carry their trajectories."""
         held = deque(itertools.islice(self._carriers(imaging), self._hold))
         if not held:
             return
-        own = self._own = OwnArms([each.acquisition for each in held], self._header, self._tell_own)
+        own = self._own = OwnArms([each.played.acquisition for each in held], self._header, self._tell_own)
         self.nominal = self.trajectory = own.trajectory
         while held:  # each is free when it is taken
             yield self._own_readout(own, held.popleft())
@@ -196,9 +219,9 @@ class SpiralScan:
 
     def _carriers(self, imaging: Iterable[Imaging]) -> Iterator[Imaging]:
         for each in imaging:
-            if self._own is None and not readouttrajectory.carries_trajectory(each.acquisition):
+            if self._own is None and not readouttrajectory.carries_trajectory(each.played.acquisition):
                 raise trajectory.TrajectoryError(
-                    f"{self._not_found}; readout {each.acquisition.scan_counter} carries no trajectory itself"
+                    f"{self._not_found}; readout {each.played.acquisition.scan_counter} carries no trajectory itself"
                 )
             yield each
 
@@ -206,13 +229,15 @@ class SpiralScan:
         self.tell(f"{text}; there is no other source: {self._not_found}")
 
     def _own_readout(self, own: OwnArms, imaging: Imaging) -> SpiralReadout:
-        item, number, arrival = imaging
+        (item, number, _), arrival, moment = imaging
         column, k = own.place(item)
         samples = item.data[:, readouttrajectory.kept_samples(item)]
-        return SpiralReadout(samples, column, number, item.getHead(), arrival, k=k)
+        return SpiralReadout(samples, column, number, item.getHead(), arrival, k=k, moment=moment)
 
     def trajectory_of(self, readout: SpiralReadout) -> trajectory.Trajectory:
         """Trajectory on the raster of the readouts, corrected for the readout's orientation where that is asked for."""
+        if self.response is None and self.trajectory is not None:
+            return self.trajectory
         if readout.orientation not in self._trajectories:
             if len(self._trajectories) >= ORIENTATIONS:
                 self._trajectories.clear()

@@ -28,6 +28,8 @@ class SpiralReadout:
     k
         K-space [sample, (kx, ky)] [1/m] of an arm that the scan's trajectory has not: a readout brought it itself,
         later than the first ones.
+    moment
+        When it was acquired, from the first one on [s]; 0 for all where nothing tells it, see `latency.ScanClock`.
     """
 
     samples: NDArray[np.complex64]
@@ -37,6 +39,7 @@ class SpiralReadout:
     arrival: float
     usable: bool = True
     k: NDArray[np.float64] | None = None
+    moment: float = 0.0
 
     @property
     def orientation(self) -> tuple[float, ...]:

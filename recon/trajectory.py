@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mrdhelper import get_userParameterString_value
 from recon.matfile import MatFileError, read_mat
 from recon.mrdencoding import is_imaging
+from recon.readoutorder import ReadoutOrder
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,9 @@ class Trajectory:
     arm_ordering
         "ga", "linear" or "linear_custom"; empty when the source does not say.
     order
-        Arm of each imaging readout of one run of the sequence; -1 for one that is none of the image's. None: the arms
-        one after the other.
+        Of the imaging readouts. None: the arms one after the other.
+    post_discard
+        Samples at the end of each received readout that come after the last sample of `k`.
     """
 
     file: Path
@@ -74,7 +76,8 @@ class Trajectory:
     resolution: float
     interleaves: int
     arm_ordering: str = ""
-    order: NDArray[np.int64] | None = None
+    order: ReadoutOrder | None = None
+    post_discard: int = 0
 
     @property
     def arms(self) -> int:
@@ -88,13 +91,12 @@ class Trajectory:
 
     def arm_of(self, number: int) -> int:
         """Arm of the imaging readout `number` of the scan, from 0; -1 for one that is none of the image's."""
-        place = number % self.readouts
-        return place if self.order is None else int(self.order[place])
+        return number % self.arms if self.order is None else int(self.order.arms[self.order.piece(number).place])
 
     @property
     def readout_length(self) -> int:
         """Samples of a received readout: discarded ones and those of `k`."""
-        return self.pre_discard + self.k.shape[1]
+        return self.pre_discard + self.k.shape[1] + self.post_discard
 
     def matrix_size(self, fov_oversampling: float = 1.0) -> int:
         """Pixels along each side of an image of `fov_oversampling` times the designed field of view."""
@@ -116,13 +118,13 @@ class Trajectory:
         """Return the trajectory on the raster on which readouts arrive.
 
         A readout has all samples, or half of them when readout oversampling was removed on the way: then every second
-        point of the raster counts. `discard_pre` of the readout's header repeats what `pre_discard` says and is not
-        applied again. Correct for the gradient response first: its delays belong to the raster of the receiver.
+        point of the raster counts. Samples that the readout's header discards are left out; its `discard_pre` counts
+        those of `pre_discard`. Correct for the gradient response first: its delays belong to the receiver's raster.
 
         Raises
         ------
         TrajectoryError
-            The readout has another number of samples.
+            The readout has another number of samples, or discards all.
         """
         received, expected = acquisition.number_of_samples, self.readout_length
         if received == expected:
@@ -142,12 +144,25 @@ class Trajectory:
                 f"a readout has {received} samples, but {self.file} describes {expected} ({self.pre_discard} to discard"
                 f" and {self.k.shape[1]} of trajectory); without readout oversampling it would be {expected / 2:g}"
             )
-        dwell_us = acquisition.sample_time_us
-        if dwell_us > 0 and abs(dwell_us - 1e6 * fitted.dwell) > 0.01 * dwell_us:
-            logger.warning(
-                "Readouts have a dwell time of %g us, %s gives %g us", dwell_us, self.file.name, 1e6 * fitted.dwell
+        return fitted._without(acquisition.discard_pre, acquisition.discard_post)
+
+    def _without(self, pre: int, post: int) -> Trajectory:
+        """Return the trajectory without samples at both ends that readouts discard."""
+        first, last = max(pre - self.pre_discard, 0), self.k.shape[1] - max(post - self.post_discard, 0)
+        if (first, last) == (0, self.k.shape[1]):
+            return self
+        if first >= last:
+            raise TrajectoryError(
+                f"discard_pre = {pre} and discard_post = {post} of the readouts leave no sample of "
+                f"{self.readout_length}"
             )
-        return fitted
+        return dataclasses.replace(
+            self,
+            k=self.k[:, first:last],
+            weights=self.weights[..., first:last],
+            pre_discard=self.pre_discard + first,
+            post_discard=self.readout_length - self.pre_discard - last,
+        )
 
     def samples(self, acquisition: ismrmrd.Acquisition) -> NDArray[np.complex64]:
         """Samples [coils, samples] of a readout that belong to `k`: all but the discarded ones (a view, no copy).
@@ -162,7 +177,13 @@ class Trajectory:
                 f"readout {acquisition.scan_counter} has {acquisition.number_of_samples} samples, "
                 f"expected {self.readout_length} as in the readouts before"
             )
-        return acquisition.data[:, self.pre_discard :]
+        if acquisition.discard_pre > self.pre_discard or acquisition.discard_post > self.post_discard:
+            raise TrajectoryError(
+                f"readout {acquisition.scan_counter} discards {acquisition.discard_pre} samples at its start and "
+                f"{acquisition.discard_post} at its end, expected at most {self.pre_discard} and {self.post_discard} "
+                "as in the readouts before"
+            )
+        return acquisition.data[:, self.pre_discard : self.readout_length - self.post_discard]
 
 
 def ring_areas(radius: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -198,7 +219,7 @@ def signature_of(header: Any) -> str:
     if not value:
         raise TrajectoryError(
             f'the MRD header has no userParameterString "{SIGNATURE_PARAMETER}" with the signature of the sequence: '
-            "spiral reconstructions need it to find the metafile"
+            "by it the metafile or Pulseq file is found"
         )
     signature = value[:SIGNATURE_LENGTH]
     if not re.fullmatch(r"[0-9A-Za-z]+", signature):

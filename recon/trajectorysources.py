@@ -80,9 +80,11 @@ def from_pulseq(signature: str, folders: Sequence[Path], header: Any) -> Found:
     asked = 1e-3 * max((mrdhelper.recon_field_of_view(header) or (0.0, 0.0))[:2])
     reasons: list[str] = []
     for file in sequences_of(signature, folders):
-        status = file.stat()
         try:
+            status = file.stat()
             taken, told = _read_sequence(file, status.st_mtime_ns, status.st_size, asked)
+        except OSError as error:
+            reasons.append(f"cannot read {file}: {error.strerror}")
         except TrajectoryError as error:
             reasons.append(str(error))
         else:
@@ -97,14 +99,17 @@ def from_pulseq(signature: str, folders: Sequence[Path], header: Any) -> Found:
 
 
 def sequences_of(signature: str, folders: Sequence[Path]) -> Iterator[Path]:
-    """Yield the sequences that state a signature at their end, and that of its name if it states none."""
+    """Yield the sequences that state a signature at their end, and that of its name if it states none.
+
+    One that cannot be opened counts by its name: whoever reads it says why.
+    """
     for folder in folders:
         for file in sorted(Path(folder).glob("*.seq"), key=lambda file: (file.stem != signature, file.name)):
             try:
                 stated = pulseq.stated_signature(file)
             except OSError as error:
                 logger.warning("Cannot read %s: %s", file, error)
-                continue
+                stated = None
             if stated == signature.lower() or (stated is None and file.stem == signature):
                 yield file
 

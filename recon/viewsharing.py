@@ -107,16 +107,20 @@ class SharedViews:
 
 
 def check_memory(
-    plan: nufft.ArmPlan | FieldPlan, coil_count: int, length: int, shift: int, slice_count: int, gpu_device: int = -1
-) -> None:
-    """Raise a ValueError when the windows of all slices would take more memory than one reconstruction may take."""
+    plan: nufft.ArmPlan | FieldPlan, coil_count: int, length: int, shift: int, slice_count: int, gpu_device: int = -1,
+    setting: str = "window_shift",
+) -> None:  # fmt: skip
+    """Raise a ValueError when the windows of all slices would take more memory than one reconstruction may take.
+
+    It names the setting that tells the shift from frame to frame.
+    """
     needed = slice_count * SlidingWindow.grids(length, shift) * plan.grid_bytes(coil_count)
     limit = memory.usable(gpu_device)
     if needed > limit:
         raise ValueError(
-            f"arms_per_frame = {length} with window_shift = {shift}, {coil_count} coils, {slice_count} slices and "
+            f"frames of {length} arms with {setting} = {shift}, {coil_count} coils, {slice_count} slices and "
             f"grids of {plan.grid_bytes(coil_count) >> 10} KiB would take {needed >> 20} MiB, more than {limit >> 20} "
-            "MiB: choose a larger window_shift or field_tolerance, or a smaller fov_oversampling"
+            f"MiB: choose a larger {setting} or field_tolerance, or a smaller fov_oversampling"
         )
 
 

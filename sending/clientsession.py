@@ -76,6 +76,8 @@ class ClientOptions:
         received.
     realtime : bool
         Whether readouts and waveforms leave at the pace of their time stamps, as from a scanner.
+    keep : bool
+        Whether the images that come back are kept; else there is no output.
     """
 
     source: Path
@@ -92,6 +94,7 @@ class ClientOptions:
     timeout: float = 3600.0
     progress: Callable[[int, int | None, int], None] | None = None
     realtime: bool = False
+    keep: bool = True
 
 
 @dataclass
@@ -144,7 +147,8 @@ class _Receiver(threading.Thread):
                     self._take_text(message.content)
                 else:
                     self._result.fallbacks += "Fallback" in getattr(message.content, "meta", ())
-                    self._part.write(message.identifier, self._fixed(message.content))
+                    if self._options.keep:
+                        self._part.write(message.identifier, self._fixed(message.content))
             self.complete = True
         except MrdError as error:
             self._result.errors.append(f"the session broke off: {error}")
@@ -312,6 +316,8 @@ def _hold_session(source: Source, part: PartFile, options: ClientOptions, result
 
 def _output_path(options: ClientOptions, group: str) -> Path:
     output = options.output or options.source.with_name(f"{options.source.stem}_results.h5")
+    if not options.keep:
+        return output
     if output.resolve() == options.source.resolve():
         raise ClientError(f"the output would overwrite the input {options.source}: name another with -o")
     if not output.resolve().parent.is_dir():

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connection import Connection
 from constants import MRD_LOGGING_ERROR, MRD_LOGGING_WARNING, MessageId
@@ -26,6 +26,9 @@ from serving import fallback
 from serving.debugarrays import DebugArrays
 from serving.module_loader import ModuleLoader, Process
 from serving.summary import LONGEST_WORD, Outcome, SessionSummary
+
+if TYPE_CHECKING:  # the view is imported when it is asked for
+    from serving.view.feed import Feed
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +119,8 @@ class Session:
         Called with the summary when the module begins and, as the last thing, at the end.
     convert : callable, optional
         Has a recording converted when it is complete, see `Recorder`; None: it stays a stream, for others to convert.
+    feed : Feed, optional
+        Takes what the live view shows.
 
     Attributes
     ----------
@@ -132,6 +137,7 @@ class Session:
         peer: str = "-",
         report: Callable[[SessionSummary], object] = lambda summary: None,
         convert: Callable[[Path], object] | None = None,
+        feed: "Feed | None" = None,
     ) -> None:
         sock.settimeout(options.limits.timeout)
         self.name = name
@@ -150,6 +156,10 @@ class Session:
         self._ended = threading.Event()
         self._start = time.monotonic()
         self.summary = SessionSummary(name, peer)
+        self._feed = feed
+        if feed is not None:
+            feed.attach(self.summary, self._connection)
+            self._connection.watcher = feed
 
     def run(self) -> None:
         """Serve the peer. All errors are reported to it and logged; the session ends with CLOSE and a closed socket."""
@@ -248,7 +258,9 @@ class Session:
         connection.dependency = DependencyLookup(self._options.dependencies, metadata, self._tell_missing)
         if self._options.fallback_memory:
             connection.keeper = fallback.Kept(self._options.fallback_memory)
+        begun = time.monotonic()
         self._prepare(config.content, metadata)
+        connection.set_up = time.monotonic() - begun
         parameters = self._receive_parameters(config)
         name = _requested_module(config.content, parameters)
         self.summary.config = name[:LONGEST_WORD]
@@ -262,6 +274,8 @@ class Session:
                 connection.observe(None)
         logger.info("config %.100r runs %s", name, self._module)
         self.summary.module = self._module
+        if self._feed is not None:
+            self._feed.open(metadata, parameters)
         self._report(self.summary)
         process(connection, config.content if parameters is None else parameters, metadata)
 

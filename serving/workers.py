@@ -12,13 +12,16 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mrdio.logs import enter_session, log_summary
 from serving.module_loader import ModuleLoader
 from serving.processes import kill_group, lead_group, leave
 from serving.session import Session, SessionOptions
 from serving.summary import Outcome, SessionSummary
+
+if TYPE_CHECKING:  # imported when it is asked for
+    from serving.view.site import View
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +108,8 @@ def _run_in_process(
     setup: Callable[[], None] | None,
     reports: Pipe,
     reasons: Pipe,
+    letters: Pipe | None,
+    names: bool,
 ) -> None:
     """Serve one session as the whole work of a process; SIGTERM ends it, for a reason that comes through a pipe.
 
@@ -121,7 +126,13 @@ def _run_in_process(
         with contextlib.suppress(OSError):  # there is no server any more
             reports.send_bytes(summary.to_json())
 
-    session = Session(sock, name, options, loader, peer, report)
+    feed = None
+    if letters is not None:
+        from serving.view.feed import PipeFeed, SettingsHandler
+
+        feed = PipeFeed(letters, names)
+        logging.getLogger().addHandler(SettingsHandler({name: feed}))
+    session = Session(sock, name, options, loader, peer, report, feed=feed)
 
     interrupted = False
 
@@ -136,6 +147,8 @@ def _run_in_process(
 
     signal.signal(signal.SIGTERM, on_signal)
     session.run()
+    if feed is not None:
+        feed.close()
     signal.signal(signal.SIGTERM, lambda signum, frame: leave(0))
     if interrupted:
         leave(0)
@@ -153,14 +166,25 @@ class ProcessWorker:
     sentinel: int | None = None
 
     def __init__(
-        self, sock: socket.socket, name: str, peer: str, options: SessionOptions, setup: Callable[[], None] | None
+        self,
+        sock: socket.socket,
+        name: str,
+        peer: str,
+        options: SessionOptions,
+        setup: Callable[[], None] | None,
+        view: "View | None" = None,
     ) -> None:
         context = _process_context()
         self.name = name
         self._reports, reports = context.Pipe(duplex=False)
         reasons, self._reasons = context.Pipe(duplex=False)
-        self._theirs = (reports, reasons)
-        arguments = (sock, name, peer, options, setup, *self._theirs)
+        self._view = view
+        letters: Pipe | None = None
+        if view is not None:
+            self._letters, letters = context.Pipe(duplex=False)
+        self._theirs = [pipe for pipe in (reports, reasons, letters) if pipe is not None]
+        names = view is not None and view.names
+        arguments = (sock, name, peer, options, setup, reports, reasons, letters, names)
         self._process = context.Process(target=_run_in_process, args=arguments, name=name)
         self._released = False
         self._summary = SessionSummary(name, peer)
@@ -183,10 +207,14 @@ class ProcessWorker:
         except OSError:
             self._reports.close()
             self._reasons.close()
+            if self._view is not None:
+                self._letters.close()
             raise
         finally:
             for pipe in self._theirs:
                 pipe.close()  # the process has its own copy
+        if self._view is not None:
+            self._view.listen(self.name, self._letters)
 
     def is_over(self) -> bool:
         """True if the session has ended: it says so, and its process may go on, or the process has died."""

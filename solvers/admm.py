@@ -37,6 +37,7 @@ from solvers.team import Team
 from solvers.transforms import open_transform
 
 RELAXATION = 1.7
+SOLVED = 1e-14  # of the first squared residual, preconditioned: what is left of it in single precision is rounding
 BLOCK = 2**14  # values of one array that a thread works on at once on the CPU: 128 KiB, for about five arrays
 GPU_BLOCK = 2**24
 SMALLEST_BLOCK = 64  # pixels; neighbours in memory come together anyway
@@ -100,14 +101,16 @@ class ConjugateGradients:
         data_term: float,
     ) -> None:  # fmt: skip
         self._normal, self._invert, self._images, self._gradient = normal, invert, images, gradient
-        self._slope, self._direction = 0.0, array_module(images).zeros_like(images)
+        self._first = self._slope = 0.0
+        self._direction = array_module(images).zeros_like(images)
         self.objective = data_term
 
     def update(self) -> None:
         """Do one iteration."""
         step = self._gradient.copy()
         slope = self._invert(step)
-        if slope <= 0:  # it is solved
+        self._first = self._first or slope
+        if slope <= SOLVED * self._first:
             return
         if self._slope:
             step += np.float32(slope / self._slope) * self._direction
@@ -164,7 +167,8 @@ class KSpaceInverse:
             modes = series[..., parts[n]]
             for difference in self._differences:
                 modes = difference.modes(modes)
-            quotient = modes / ((self._diagonal[parts[n]] + self._shift) * np.float32(pixels))
+            # Not modes / (...): where the diagonal is infinite, that is 0 in NumPy and nan in CuPy.
+            quotient = modes * (np.float32(1 / pixels) / (self._diagonal[parts[n]] + self._shift))
             products[n] = inner(modes, quotient)
             for difference in self._differences:
                 quotient = difference.modes(quotient, inverse=True)

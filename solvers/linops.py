@@ -8,6 +8,7 @@ root of the number of pixels), and so is BART's.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,10 +121,16 @@ class HeldDifference:
 
     def modes(self, images: Any, inverse: bool = False) -> Any:
         """Transform the frames to the eigenvectors of D^H D, or back: a sine transform, zero before the first frame."""
-        xp, frames = array_module(images), len(images)
-        waves = np.outer(2 * np.arange(frames) + 1, np.arange(1, frames + 1)) * (np.pi / (2 * frames + 1))
-        matrix = xp.asarray((2 / np.sqrt(2 * frames + 1) * np.sin(waves)).astype(np.complex64))
+        xp = array_module(images)
+        matrix = xp.asarray(_sine_matrix(len(images)))
         return xp.tensordot(matrix.T if inverse else matrix, images, 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _sine_matrix(frames: int) -> NDArray[np.complex64]:
+    """Matrix [mode, frame] of the sine transform of `HeldDifference`."""
+    waves = np.outer(2 * np.arange(frames) + 1, np.arange(1, frames + 1)) * (np.pi / (2 * frames + 1))
+    return (2 / np.sqrt(2 * frames + 1) * np.sin(waves)).astype(np.complex64)
 
 
 class Encoding:

@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
+import coils
 from recon.conditioning import compression
 from recon.fieldcorrection import Correction
 from recon.readouts import DataError, Readouts, data_scale
+from recon.spiralreadout import SpiralReadout
 from recon.viewsharing import REPEATS
 from solvers import calibration, toeplitz
 from solvers.arrivingframe import ArmTables, ArrivingFrame
@@ -25,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LiveStart:
-    """What the iterations start with.
+    """Data and images from which the iterations start.
 
     Attributes
     ----------
@@ -122,3 +125,27 @@ def seconds_per_iteration(maps: NDArray[np.complex64], correction: Correction, t
         normal(images, np.empty_like(images))
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def rehearse(gpu_device: int = -1) -> None:
+    """Go through a start and a frame of a few pixels: what that imports and compiles, no scan has to wait for.
+
+    Parameters
+    ----------
+    gpu_device
+        GPU to use, through CuPy; -1 for the CPU.
+    """
+    arms, size, rng = 4, 16, np.random.default_rng(0)
+    coordinates = (size * (rng.random((arms, size**2, 2)) - 0.5)).astype(np.float32)
+    samples = rng.standard_normal((arms, 2, size**2, 2), np.float32).view(np.complex64)[..., 0]
+    measured = [SpiralReadout(samples[n], n, n, ismrmrd.AcquisitionHeader(), 0.0) for n in range(arms)]
+    readouts = Readouts(measured[0], coordinates, size)
+    for readout in measured:
+        readouts.append(readout)
+    with Team(1) as team:
+        tables = ArmTables(coordinates, (size, size), team, gpu_device)
+        coils.inati(tables.plan.image(tables.plan.zeros(2)))  # as view-shared images do
+        start = begin(readouts, lambda _: tables, arms=arms, weight=0.001, window_frames=2, team=team)
+        start.arriving.add(0, samples[0])
+        start.window.advance(*start.arriving.take())
+        start.window.refine(2)

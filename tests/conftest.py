@@ -36,6 +36,15 @@ from serving.converter import Converter
 from serving.session import SessionOptions
 from serving.summary import SessionSummary
 
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Escape what is no Unicode in captured output: a worker of pytest-xdist cannot send it otherwise."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 # ---- samples -------------------------------------------------------------------------------------------------------
 
 
@@ -263,7 +272,8 @@ StartServer = Callable[..., RunningServer]
 def server(tmp_path: Path, no_leaks: None) -> Iterator[StartServer]:
     """Start a server: ``server(module_folders=(folder,), save_data=True, server_options={"grace": 0.1})``.
 
-    Keywords are those of `SessionOptions`, ``timeout``, which goes into its limits, and ``ended`` as for `Server`.
+    Keywords are those of `SessionOptions`, ``timeout``, which goes into its limits, and ``ended`` and ``view`` as for
+    `Server`.
     Recordings go to ``tmp_path / "saved"`` and the default config is ``null`` unless they say otherwise. At the end
     each server is stopped and joined, and neither a thread, nor a socket, nor an unfinished recording may be left.
     """
@@ -276,13 +286,14 @@ def server(tmp_path: Path, no_leaks: None) -> Iterator[StartServer]:
         limits: Limits | None = None,
         timeout: float = PATIENCE,
         ended: Callable[[SessionSummary], object] = lambda summary: None,
+        view: Any = None,
         **session_options: Any,
     ) -> RunningServer:
         session = {"default_config": "null", "save_folder": tmp_path / "saved"} | session_options
         session["limits"] = replace(limits or Limits(), timeout=timeout)
         options = {"port": 0, "grace": PATIENCE} | (server_options or {})
         folders.add(session["save_folder"])
-        running.append(RunningServer(Server(ServerOptions(session=SessionOptions(**session), **options), ended)))
+        running.append(RunningServer(Server(ServerOptions(session=SessionOptions(**session), **options), ended, view)))
         return running[-1]
 
     yield start

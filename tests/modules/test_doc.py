@@ -49,6 +49,13 @@ def test_whitening_of_a_module():
     assert not np.allclose(image.data, np.abs(make_acquisition(1).data), rtol=0.1)
 
 
+def test_writing_a_metafile(monkeypatch, tmp_path):
+    (tmp_path / "seq_meta").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run(code_blocks("sequences.md")[0])
+    assert [file.suffix for file in (tmp_path / "seq_meta").iterdir()] == [".mat"]
+
+
 def test_fallback_of_a_module():
     made = list(run(code_blocks("modules.md")[4])["fallback"]([make_acquisition(1), make_waveform(1)], make_header()))
     expected = np.linalg.norm(np.fft.ifft(make_acquisition(1).data), axis=0)
@@ -64,3 +71,11 @@ def test_links_between_documents_lead_somewhere():
     for path in [PROJECT / "README.md", *(PROJECT / "doc").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text("utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_pictures_are_small_and_shown():
+    """A picture that no document shows is left over; large ones make every clone slow."""
+    documents = "".join(path.read_text("utf-8") for path in [PROJECT / "README.md", *(PROJECT / "doc").glob("*.md")])
+    for path in (PROJECT / "doc" / "pictures").glob("*.png"):
+        assert f"pictures/{path.name})" in documents, f"{path.name} is in no document"
+        assert path.stat().st_size < 300_000, path.name

@@ -24,23 +24,28 @@ from server_process import PROJECT, ServerProcess
 README = (PROJECT / "README.md").read_text("utf-8")
 
 
-def section(title):
+def document(name):
+    return (PROJECT / "doc" / name).read_text("utf-8")
+
+
+def section(title, text=README):
     """Text of a section, up to the next heading."""
-    return re.split(r"^#{2,3} ", README.split(f" {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+    return re.split(r"^#{2,3} ", text.split(f"# {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
 
 
-def blocks(title, language=""):
+def blocks(title, language="", text=README):
     """Code blocks of a section, dedented as they are indented in a list."""
-    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", section(title), re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", section(title, text), re.MULTILINE | re.DOTALL)
     return [textwrap.dedent(code) if language == "" else code for name, code in found if name == language]
 
 
-def commands(title):
-    return [line for block in blocks(title) for line in block.splitlines() if line]
+def commands(title, text=README):
+    return [line for block in blocks(title, text=text) for line in block.splitlines() if line]
 
 
-def document(name):
-    return (PROJECT / "doc" / name).read_text("utf-8")
+def commands_with(word, title):
+    """Commands of the blocks of a section that hold a word."""
+    return [line for block in blocks(title) if word in block for line in block.splitlines()]
 
 
 class Walk:
@@ -74,7 +79,11 @@ def walk(tmp_path):
     walk.end()
 
 
-PHANTOM = "Reconstruct a phantom, step by step"
+PHANTOM = "1. Reconstruct a phantom"
+OWN_DATA = "3. Reconstruct data that you have"
+SCANNER = "4. Take it to the scanner"
+MOVIE = "5. Watch a spiral movie while it is acquired"
+FILTERS = document("filters.md")
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +121,7 @@ def test_dicom_images(walk, tmp_path):
     source = Path(pydicom.data.get_testdata_file("MR_small.dcm", download=False))
     (tmp_path / "dicoms" / "series").mkdir(parents=True)
     shutil.copy(source, tmp_path / "dicoms" / "series" / "slice")
-    walk(["python main.py -v", *commands("DICOM images")])
+    walk(["python main.py -v", *commands_with("dicom", OWN_DATA)])
     (written,) = (tmp_path / "dicom_img_inverted").rglob("*.dcm")
     before, after = (pydicom.dcmread(path) for path in (source, written))
     assert after.PatientID == before.PatientID
@@ -123,19 +132,19 @@ def test_spiral_scans(walk, tmp_path):
     """The page on spirals shows the same commands, and the start of the server with them."""
     (block,) = re.findall(r"^```\n(python generate.*?)```$", document("spiral.md"), re.MULTILINE | re.DOTALL)
     make, start, *rest = block.splitlines()
-    assert [make, *rest] == commands("Spiral scans")
+    assert [make, *rest] == commands(MOVIE)
     (tmp_path / "seq_meta").mkdir()
     walk([make, start, *rest])
     with Image.open(tmp_path / next(tmp_path.glob("spiral_img*.gif"))) as movie:
         assert movie.n_frames > 50
-    walk(commands("Any non-Cartesian scan"))
+    walk(commands_with("radial", OWN_DATA))
     first, second = images(tmp_path / "radial_img.h5")
     assert first.shape == (128, 128)
     assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.999
 
 
 def test_keeping_what_comes_in(walk, tmp_path):
-    start, *_ = commands("Keep what comes in")
+    start, *_ = commands(SCANNER)
     walk([*commands(PHANTOM)[:1], start])
     walk(["python client.py -c null phantom_raw.h5"])
     deadline = time.monotonic() + PATIENCE
@@ -190,10 +199,10 @@ def test_example_from_python(tmp_path):
 
 
 def test_filter_in_kspace(phantom):
-    (code,) = blocks("A filter in k-space", "python")
+    (code,) = blocks("A filter in k-space", "python", FILTERS)
     anchor = "".join(code.splitlines(keepends=True)[:2])
     copy_of_invertcontrast(phantom.folder / "filterkspace.py", re.escape(anchor), code)
-    phantom(commands("A filter in k-space"))
+    phantom(commands("A filter in k-space", FILTERS))
     phantom(["python client.py -c invertcontrast -o phantom_plain.h5 phantom_raw.h5"])
     (filtered,), (plain,) = images(phantom.folder / "phantom_filtered.h5"), images(phantom.folder / "phantom_plain.h5")
     spectra = [np.abs(np.fft.fftshift(np.fft.fft2(image))) for image in (filtered, plain)]
@@ -202,10 +211,10 @@ def test_filter_in_kspace(phantom):
 
 
 def test_filter_on_images(phantom):
-    (code,) = blocks("A filter on images", "python")
+    (code,) = blocks("A filter on images", "python", FILTERS)
     old = r"    # Normalize and convert to int16\n.*?data = maxVal - data\n    data = data.astype\(np.int16\)\n"
     copy_of_invertcontrast(phantom.folder / "filterimage.py", old, code)
-    phantom(commands("A filter on images"))
+    phantom(commands("A filter on images", FILTERS))
     phantom(["python client.py -c simplefft -o phantom_fft.h5 phantom_raw.h5"])
     (edges,), (plain,) = images(phantom.folder / "phantom_edges.h5"), images(phantom.folder / "phantom_fft.h5")
     gradient = np.hypot(*np.gradient(plain))
@@ -217,4 +226,8 @@ def test_option_tables_name_every_option(title, program):
     options = r"(?<![\w-])(--[A-Za-z][A-Za-z0-9-]*)"
     shown = subprocess.run([sys.executable, PROJECT / f"{program}.py", "--help"], capture_output=True, text=True)
     known = set(re.findall(options, shown.stdout)) - {"--help"}
-    assert set(re.findall(options, section(title))) == known
+    assert set(re.findall(options, section(title, document("options.md")))) == known
+
+
+def test_readme_fits_into_200_lines():
+    assert len(README.splitlines()) <= 200

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 import simplenufft
-from recon import density, memory, noncartesian
+from pulseq_files import header_of, spiral_sequence, write
+from recon import density, memory, noncartesian, pulseq, trajectorysources
 from recon.outliers import UnusableScanError
 from recon.readouttrajectory import ReadoutTrajectoryError
 from recon.trajectory import TrajectoryError, write_metafile
 from simplenufft import NufftConfig
 from simulation import trajectories
+from simulation.phantom import Coils
 from simulation.spiraldesign import SpiralDesign, design_spiral
+from simulation.spiralphantom import chest, moving_kspace
 from simulation.spiralsimulation import SLICE_THICKNESS, Scan, simulate
 from spiral_sessions import Client, configure, in_axial_fields
 
@@ -143,6 +146,40 @@ def test_arms_may_differ_from_partition_to_partition(run):
     assert images[1].data.max() > 5 * max(images[0].data.max(), images[2].data.max())
 
 
+def test_outer_partitions_may_reach_less_far(run):
+    """As in a stack that fills a sphere. The unit is one for all partitions, also if the first ones reach nowhere."""
+    simulation = make(partitions=5, point=(12.0, 20.0, 0.0))
+    scales = np.sqrt(1.01 - np.linspace(-1, 1, 5) ** 2)
+    items = list(simulation.acquisitions())
+    for item in items:
+        item.traj[:, :2] *= scales[item.idx.kspace_encode_step_2]
+        k = item.traj[:, :2].astype(float)
+        item.data[0] = np.exp(-2j * np.pi * (k @ [0.012, 0.020])) * np.exp(-np.sum(k**2, axis=-1) / 80**2)
+    images = run(simulation, items).images
+    assert np.argmax([image.data.max() for image in images]) == 2
+    assert centre_of(images[2].data[0, 0]) == pytest.approx((20 - 20 / PIXEL, 20 - 12 / PIXEL), abs=0.1)
+
+
+def test_stack_whose_partitions_run_backwards_is_refused(run):
+    """By the readouts' kz: the partitions would be in the wrong order."""
+    simulation = make(partitions=4)
+    items = list(simulation.acquisitions())
+    for item in items:
+        item.idx.kspace_encode_step_2 = 3 - item.idx.kspace_encode_step_2
+    with pytest.raises(ReadoutTrajectoryError, match="expected one positive value"):
+        run(simulation, items)
+
+
+def test_stack_whose_header_has_one_partition_is_refused(run):
+    """The partitions would be added up."""
+    simulation = make(partitions=4)
+    encoding = simulation.header.encoding[0]
+    encoding.encodedSpace.matrixSize.z = encoding.reconSpace.matrixSize.z = 1
+    encoding.encodingLimits.kspace_encoding_step_2 = None
+    with pytest.raises(ValueError, match=r"kspace_encode_step_2 0 to 3, but encodedSpace\.matrixSize\.z is 1"):
+        run(simulation)
+
+
 # ---- quality -------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +191,46 @@ def test_image_is_the_truth(run, kind, combine):
     truth = simulation.truth.frame([0]) * np.sqrt((np.abs(simulation.truth.maps()) ** 2).sum(axis=0))
     assert relative_error(image.data[0, 0], truth) < (0.16 if kind in ("rosette", "radial") else 0.12)
     assert relative_error(image.data[0, 0].T, truth) > 0.3
+
+
+@pytest.mark.parametrize("part", [0.5, 1.5])
+def test_the_field_of_view_of_the_image_makes_no_difference(run, part):
+    """The density is that of the acquired field of view, whatever part of the plane is shown."""
+    simulation = make(matrix=48)
+    (whole,) = run(simulation).images
+    space = simulation.header.encoding[0].reconSpace = copy.deepcopy(simulation.header.encoding[0].reconSpace)
+    size = space.matrixSize.x = space.matrixSize.y = int(48 * part)
+    space.fieldOfView_mm.x = space.fieldOfView_mm.y = PIXEL * size
+    (image,) = run(simulation).images
+    common = [each.data[0, 0] for each in (whole, image)]
+    shown = [each[tuple(slice(n // 2 - 12, n // 2 + 12) for n in each.shape)].astype(float) for each in common]
+    assert relative_error(shown[1], shown[0]) < 0.01
+
+
+@pytest.mark.parametrize("blades", [1, 9])
+def test_lines_that_pass_by_the_centre_are_all_of_the_image(run, blades):
+    """Lines of a Cartesian grid, or of blades that turn: outer ones are dark, none of them is left out."""
+    matrix, fov = 40, 0.160
+    simulation = make("radial", matrix=matrix)
+    first = next(simulation.acquisitions())
+    ellipses = chest(0, 0, 0, fov)[np.newaxis]
+    items = []
+    width = matrix if blades == 1 else 8
+    for angle in np.pi * np.arange(blades) / blades:
+        for line in np.arange(width) - (width - 1) / 2 if blades > 1 else np.arange(width) - width // 2:
+            k = (np.arange(matrix) - matrix // 2 + 1j * line) / fov * np.exp(1j * angle)
+            k = np.stack([k.real, k.imag], axis=-1)
+            item = ismrmrd.Acquisition.from_array(
+                moving_kspace(ellipses, k[np.newaxis], Coils(((0.0, 0.0),), ((1.0,),)))[0].astype(np.complex64),
+                k.astype(np.float32), scan_counter=len(items) + 1,
+            )  # fmt: skip
+            for name in ("position", "read_dir", "phase_dir", "slice_dir", "sample_time_us"):
+                setattr(item, name, getattr(first, name))
+            items.append(item)
+    simulation.header.encoding[0].encodingLimits.kspace_encoding_step_1 = None
+    client = run(simulation, items)
+    assert not [text for text in client.texts if text.startswith("WARNING")]
+    assert relative_error(client.images[0].data[0, 0], simulation.truth.frame([0])) < 0.15
 
 
 @pytest.mark.parametrize("unit", ["cycles", "rad/m", "pixel"])
@@ -171,6 +248,25 @@ def test_metafile_or_readouts_make_little_difference(run, tmp_path):
     assert relative_error(image.data[0, 0], simulation.truth.frame([0])) < 0.12
     (carried,) = run(make(matrix=48)).images
     assert relative_error(image.data[0, 0], carried.data[0, 0].astype(float)) < 0.05
+
+
+def test_why_the_metafile_is_not_taken_is_told(run, tmp_path):
+    simulation = make()
+    file = tmp_path / simulation.trajectory.file.name
+    file.write_bytes(b"damaged")
+    simulation.header.userParameters = header_of(file.stem).userParameters
+    client = run(simulation)
+    assert len(client.images) == 1
+    assert any(f"no other source: metafile: {file}" in text for text in client.texts)
+
+
+def test_sequence_is_read_before_the_first_readout(run, monkeypatch, tmp_path):
+    """The first reading of a long one takes seconds."""
+    _, signature = write(spiral_sequence(8, FOV=[0.24, 0.24, 0.005]), tmp_path / "any.seq")
+    configure(monkeypatch, NufftConfig, tmp_path)
+    simplenufft.prepare("simplenufft", header_of(signature))
+    monkeypatch.setattr(pulseq, "read_readouts", lambda *_: pytest.fail("it is read again"))
+    assert "any.seq" in trajectorysources.find(header_of(signature), [tmp_path]).told
 
 
 # ---- sorting -------------------------------------------------------------------------------------------------------
@@ -298,6 +394,11 @@ def test_scan_without_any_trajectory_is_refused(run):
     simulation = make(carried="")
     with pytest.raises(TrajectoryError, match=r"this scan has no trajectory: no metafile .*carries none.*traj is"):
         run(simulation)
+
+
+def test_cartesian_scan_without_a_trajectory_is_told_where_to_go(run):
+    with pytest.raises(TrajectoryError, match="cartesian_recon and simplefft reconstruct such scans"):
+        run(make(carried="", kind="cartesian"))
 
 
 def test_trajectory_of_unknown_unit_is_refused(run):

@@ -143,6 +143,25 @@ def test_concomitant_fields_of_each_slice_are_corrected(monkeypatch, tmp_path, c
     assert any("concomitant fields at 0.55 T are corrected" in text for text in session.texts)
 
 
+def test_readouts_that_bring_arms_without_a_dwell_time_are_imaged_uncorrected(monkeypatch, tmp_path):
+    scan = still(readouts=96, position=(0.0, 0.0, 130.0), carried="1/m")
+    simulation = simulate(design(interleaves=4), scan)
+    items = list(simulation.acquisitions())
+    images = []
+    for asked, dwell in (("off", 4.0), ("auto", 0.0)):
+        for item in items:
+            item.sample_time_us = dwell
+        table = {"arms_per_frame": 16, "window_shift": 16, "concomitant": asked}
+        configure(monkeypatch, ViewSharingConfig, tmp_path, reconstruction=table)
+        session = Client(items)
+        simplenufft1arm.process(session, "simplenufft1arm", simulation.header)
+        images.append(session.pixels)
+    np.testing.assert_array_equal(*images)
+    (text,) = (text for text in session.texts if "fields" in text)
+    assert "WARNING" in text
+    assert "no sample_time_us" in text
+
+
 def test_slice_that_moves_along_its_axis_has_a_new_correction(reconstruct):
     """Its frames begin anew, since grids of both places cannot be added."""
     trajectory = design(interleaves=4)
@@ -275,7 +294,7 @@ def test_a_gpu_gives_the_same(cupy, reconstruct, combination):
 
 def test_more_memory_than_there_is_is_an_error_that_names_the_keys(reconstruct):
     simulation = simulate(design(), still())
-    with pytest.raises(ValueError, match=r"arms_per_frame.*window_shift.*fov_oversampling"):
+    with pytest.raises(ValueError, match=r"frames of .* arms with window_shift.*fov_oversampling"):
         reconstruct(simulation, arms_per_frame=1_000_000, window_shift=1)
 
 
@@ -284,7 +303,7 @@ def test_more_slices_than_there_is_memory_for_are_an_error_that_names_them(recon
     for_one = SlidingWindow.grids(4, 4) * 4 * 192**2 * 8  # of 4 coils; 1.5 times as wide as the image [bytes]
     monkeypatch.setattr(memory, "usable", lambda device: 2 * for_one)
     simulation = simulate(design(64), still(slices=3, readouts=12, coils=4))
-    with pytest.raises(ValueError, match=r"arms_per_frame.*window_shift.*, 3 slices and .*fov_oversampling"):
+    with pytest.raises(ValueError, match=r"frames of .* arms with window_shift.*, 3 slices and .*fov_oversampling"):
         reconstruct(simulation, fov_oversampling=2.0, arms_per_frame=4, window_shift=4)
 
 

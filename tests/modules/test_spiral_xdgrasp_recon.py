@@ -62,6 +62,11 @@ def run(simulation, items=None, binning=None, **reconstruction):
     return client
 
 
+def test_a_gpu_gives_the_same(cupy, simulation, native):
+    client = run(simulation, backend="native", gpu_device=0)
+    assert error(client.pixels, native.pixels) < 0.005
+
+
 @pytest.fixture(scope="module")
 def heads(simulation):
     return [acquisition.getHead() for acquisition in simulation.acquisitions()]

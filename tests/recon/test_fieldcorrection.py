@@ -200,6 +200,32 @@ def test_time_runs_from_the_centre_of_k_space():
     assert fields.times(SPIRAL.k[:, ::-1], 2e-6)[0, [0, -1], 0] == pytest.approx([-2e-6 * (len(SECONDS) - 1), 0])
 
 
+def test_time_of_arms_that_end_in_the_centre_runs_to_it():
+    """Where every other arm goes inward; and of rosettes, that come back, from the first time on."""
+    fields = FieldCorrection(FieldSettings(), NO_STRENGTH, Known(true_map()))
+    both = np.concatenate([SPIRAL.k, SPIRAL.k[:, ::-1]])
+    times = fields.times(both, 2e-6)[..., 0]
+    np.testing.assert_allclose(times[: SPIRAL.arms, 10], 20e-6)
+    np.testing.assert_allclose(times[SPIRAL.arms :, 0], -2e-6 * (len(SECONDS) - 1))
+    turns = np.linspace(0, 4, 401)[:-1]
+    angles = 0.7 * turns + 0.3 * np.arange(5)[:, np.newaxis]
+    rosette = 200 * np.sin(np.pi * turns + 0.5)[:, np.newaxis] * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    for arm in rosette:
+        first = np.linalg.norm(arm, axis=-1)[:100].argmin()
+        assert fields.times(arm[np.newaxis], 2e-6)[0, first, 0] == 0
+
+
+@pytest.mark.parametrize(("centre", "same"), [(0.0, True), (30.0, False)])
+def test_place_changes_only_with_movements_that_matter(centre, same):
+    """A position that follows breathing, or is rounded, must not begin frames anew with every readout."""
+    fields = FieldCorrection(FieldSettings(), LOW)
+    random = np.random.default_rng(1)
+    first = fields.place(head_at((5.0, 6.0, 100.0)))
+    later = {fields.place(head_at((5.0, 6.0 + each, 100.0 + centre))) for each in random.uniform(-2, 2, 50)}
+    assert len(later) == 1
+    assert (later == {first}) == same
+
+
 @pytest.mark.parametrize(
     ("asked", "tesla", "corrected"),
     [("auto", 0.55, True), ("auto", 1.5, False), ("on", 1.5, True), ("off", 0.55, False), ("auto", None, False)],
@@ -223,13 +249,16 @@ def test_asking_for_concomitant_fields_without_a_main_field_is_refused():
         FieldCorrection(FieldSettings(concomitant="on"), NO_STRENGTH)
 
 
-def test_readouts_without_a_dwell_time_are_refused():
-    fields = FieldCorrection(FieldSettings(), LOW)
-    with pytest.raises(ValueError, match="sample_time_us"):
-        fields.terms(SPIRAL.k, 0.0, [head_at()], SHAPE, (1e3 * FOV, 1e3 * FOV))
+def test_without_a_dwell_time_nothing_is_corrected_and_the_client_is_told_once():
+    texts = []
+    fields = FieldCorrection(FieldSettings(), LOW, warn=texts.append)
+    for _ in range(2):
+        assert fields.terms(SPIRAL.k, 0.0, [head_at()], SHAPE, (1e3 * FOV, 1e3 * FOV)) is None
+    (text,) = texts
+    assert "sample_time_us" in text
 
 
-def test_terms_are_left_out_where_there_is_no_time_and_the_client_is_told_once():
+def test_terms_are_left_out_where_there_is_no_time_and_the_client_is_told_whenever_more_are():
     texts = []
     fields = FieldCorrection(FieldSettings(field_tolerance=1e-3), NO_STRENGTH, Known(true_map()), warn=texts.append)
     x, y = pixels()
@@ -239,8 +268,10 @@ def test_terms_are_left_out_where_there_is_no_time_and_the_client_is_told_once()
     assert not texts
     fewer = fields.keep_pace(correction, 8e-3, 4e-3)
     assert len(fewer) == len(correction) // 2 == fewer.temporal.shape[1]
-    assert len(fields.keep_pace(correction, 1.0, 1e-3)) == 1
+    fields.keep_pace(correction, 8e-3, 4e-3)
     assert len(texts) == 1
+    assert len(fields.keep_pace(correction, 1.0, 1e-3)) == 1
+    assert "1 term(s) are used" in texts[1]
     assert "8.00 ms per readout" in texts[0]
     assert "4.00 ms" in texts[0]
     assert f"{len(fewer)} term(s) are used" in texts[0]
@@ -255,3 +286,19 @@ def test_the_client_is_told_how_well_fields_are_corrected(caplog):
     (text,) = (text for text in texts if "term(s)" in text)
     assert f"{len(found)} term(s)" in text
     assert f"{170 * SECONDS[-1]:.2f} cycles" in text
+
+
+@pytest.mark.parametrize("k", [SPIRAL.k, SPIRAL.k[:, ::-1]])
+def test_the_client_is_told_of_planes_that_take_more_terms_than_those_before(k):
+    texts = []
+    fields = FieldCorrection(FieldSettings(), LOW, tell=texts.append)
+    counts = []
+    for rotation, place in (((0, 0, 0), (0, 0, 100)), ((0, 90, 0), (100, 0, 0)), ((0, 0, 0), (0, 0, 120))):
+        head = head_at(tuple(map(float, place)), tuple(map(float, rotation)))
+        counts.append(len(fields.terms(k, SPIRAL.dwell, [head], SHAPE, (1e3 * FOV, 1e3 * FOV))))
+    one, two = texts
+    assert counts[1] > counts[0] == counts[2] == 1
+    assert "by 1 term(s)" in one
+    assert "differ by 0.00 cycles" in one
+    assert f"by {counts[1]} term(s)" in two
+    assert "differ by 0.00 cycles" not in two

@@ -114,6 +114,19 @@ def test_single_pole_low_pass_of_a_ramp(n, samples, dwell):
         np.testing.assert_allclose(arm[:, 1], -expected / 2, atol=1e-3 * largest)
 
 
+def test_arms_that_do_not_start_in_the_centre_are_refused():
+    """As spokes: a step from 0 to their first sample is no gradient, and k would be wrong by half of k-space."""
+    k = pulses(300, 2e-6) + np.array([250.0, 0.0])
+    with pytest.raises(GirfError, match=r"one starts at \|k\| = 250 1/m"):
+        predict_trajectory(k, response(low_pass(20e-6)), 2e-6, np.eye(3))
+
+
+def test_readouts_without_a_dwell_time_are_refused():
+    """Those that bring their trajectory and have no sample_time_us: a time that was guessed moved k-space anyhow."""
+    with pytest.raises(GirfError, match=r"no sample_time_us: set apply_girf = false"):
+        predict_trajectory(pulses(300, 2e-6), response(low_pass(20e-6)), 0.0, np.eye(3))
+
+
 def test_arms_do_not_see_each_other():
     """More arms than are transformed at once, and the last alone."""
     k = np.concatenate([pulses(300, 2e-6) * scale for scale in np.linspace(0.5, 1, 40)])

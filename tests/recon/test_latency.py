@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from conftest import make_acquisition, make_header, make_image, make_waveform
-from recon.latency import CATCH_UP, LatencyLedger
+from recon.latency import CATCH_UP, LatencyLedger, ScanClock
 from sending import pacing
 from sending.pacing import Pace
 
@@ -61,12 +61,61 @@ def test_falling_behind_is_said_once_with_by_how_much(clock, told):
 
 def test_file_that_comes_faster_than_it_was_acquired_is_not_behind(clock, told):
     ledger = LatencyLedger(told.append, clock)
-    arrivals = [ledger.arrived() for _ in range(1000)]
+    arrivals = [ledger.arrived(0.01 * number) for number in range(1000)]
     for number, arrival in enumerate(arrivals):  # acquired every 10 ms, work takes 5 ms
         ledger.begin(arrival, 0.01 * number)
         clock.sleep(0.005)
     assert clock.now - 100 > CATCH_UP
     assert told == []
+
+
+def test_readouts_of_a_file_can_wait_and_those_of_a_scan_cannot(clock, told):
+    file, scan = LatencyLedger(told.append, clock), LatencyLedger(told.append, clock)
+    for number in range(200):
+        file.arrived(0.01 * number)
+        clock.sleep(0.005)
+    assert file.can_wait
+    for number in range(200):
+        arrival = scan.arrived(0.01 * number)
+        clock.sleep(0.01)
+    assert not scan.can_wait
+    clock.sleep(0.5)
+    assert scan.behind(arrival, 1.99) == pytest.approx(0.51)
+    scan.complete()
+    assert scan.can_wait, "nothing is gained by hurry when the scan is over"
+
+
+def test_file_stays_a_file_where_it_has_to_wait_for_the_reconstruction(clock, told):
+    ledger = LatencyLedger(told.append, clock)
+    for number in range(50):  # 1 s of a scan at once; the rest is let in more slowly than it was acquired
+        ledger.arrived(0.02 * number)
+    for number in range(50, 300):
+        clock.sleep(0.04)
+        ledger.arrived(0.02 * number)
+    assert ledger.can_wait
+
+
+def test_scan_whose_first_readouts_waited_for_the_server_is_no_file(clock, told):
+    """It was one for good, and its reconstruction never gave anything up."""
+    ledger, ready = LatencyLedger(told.append, clock), 5.0
+    ledger.set_up = ready
+    for number in range(500):
+        clock.now = 100 + max(0.02 * number, ready)
+        arrival = ledger.arrived(0.02 * number)
+    assert not ledger.can_wait
+    clock.sleep(0.3)
+    assert ledger.behind(arrival, 0.02 * number) == pytest.approx(0.3)
+
+
+def test_time_without_stamps_is_counted_by_repetitions():
+    scan_clock = ScanClock(0.005)
+    assert [scan_clock(0.0, n) for n in (3, 4, 6)] == pytest.approx([0, 0.005, 0.015])
+    scan_clock = ScanClock(0.005)
+    stamps = [10.0, 10.1, 0.02, 0.03, 0.0, 0.05]  # the third one is over midnight, the fifth is none
+    assert [scan_clock(stamp, n) for n, stamp in enumerate(stamps)] == pytest.approx(
+        [0, 0.1, 0.105, 0.115, 0.12, 0.125]
+    )
+    assert ScanClock(None)(0.0, 5) == 0
 
 
 def test_scan_without_images_has_a_summary(told):

@@ -110,6 +110,7 @@ def test_readouts_that_are_none_of_the_images(tmp_path):
     sequence.add_block(label("IMA", 1), adc())  # for both
     readouts = image_readouts(text_of(sequence, tmp_path))
     assert readouts.order.tolist() == [-1, -1, 0, -1, 1, 2]
+    assert readouts.samples.tolist() == [300, 35, 300, 35, 300, 300]
     assert readouts.k.shape == (3, 300, 2)
     assert "3 of 6 readouts are none of the image's" in readouts.remarks[0]
 
@@ -281,7 +282,18 @@ def test_the_reader_s_process_gives_what_its_function_gives(example, tmp_path, n
     (tmp_path / "a.seq").write_bytes(content)
     (tmp_path / "a.seq.npz").write_bytes(cache)
     kept, made = pulseq.read_readouts(tmp_path / "a.seq"), image_readouts(content.decode())
-    for name in ("k", "order", "weights", "dwell", "defined_fov", "supported_fov", "remarks"):
+    for name in (
+        "k",
+        "order",
+        "samples",
+        "first_run_only",
+        "kz",
+        "weights",
+        "dwell",
+        "defined_fov",
+        "supported_fov",
+        "remarks",
+    ):
         np.testing.assert_array_equal(getattr(kept, name), getattr(made, name))
 
 

@@ -95,6 +95,19 @@ def kz(values):
     return np.concatenate([K, np.broadcast_to(values, (*K.shape[:2], 1))], axis=-1)
 
 
+def stack(values):
+    """One readout for each partition, with its kz."""
+    made = readouts(kz(np.resize(values, 5)[:, None, None]))[: len(values)]
+    for number, each in enumerate(made):
+        each.idx.kspace_encode_step_2 = number
+    return made
+
+
+def test_partitions_may_be_missing():
+    made = stack([0.0, 5.0, 10.0])
+    read_trajectory([made[0], made[2]], encoding())
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
@@ -104,6 +117,11 @@ def kz(values):
         (readouts(np.where(K > 240, np.nan, K)), "readout 0 has values that are not finite"),
         (readouts(kz(np.linspace(0, 9, 128)[:, None])), "kz of readout 0 goes from 0 to 9"),
         (readouts(kz(np.arange(5.0)[:, None, None])), "kspace_encode_step_2 = 0 have kz 0 and 1"),
+        (
+            stack([0.0, -5.0, -10.0]),
+            "kz of the partitions changes by -5 to -5 from one kspace_encode_step_2 to the next",
+        ),
+        (stack([0.0, 10.0, 5.0]), "kz of the partitions changes by -5 to 10"),
         (readouts(K, discard_pre=100, discard_post=28), "leave none"),
         (readouts(K) + readouts(K[:, 1:]), "127 to 128 samples"),
         (readouts(K) + readouts(kz(0.0)), r"have \[2, 3\] dimensions"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from recon.fieldplan import FieldPlan
 from recon.nufft import ArmPlan
 from recon.slidingwindow import SlidingWindow
 
@@ -98,15 +99,24 @@ def test_numbers_below_one_are_refused(plan, numbers):
         SlidingWindow(plan, *numbers)
 
 
-def test_gpu_does_the_same(cupy, plan):
+@pytest.mark.parametrize("with_terms", [False, True])
+def test_gpu_does_the_same(cupy, plan, with_terms):
     from recon.arrays import to_host
 
     rng = np.random.default_rng(1)
     gpu = ArmPlan((rng.random((ARMS, 20, 2)) - 0.5) * 8, (8, 9), rng.random(20), gpu_device=0)
-    windows = [SlidingWindow(gpu, 2, 5, 2), SlidingWindow(plan, 2, 5, 2)]
+    plans = [gpu, plan]
+    if with_terms:
+        spatial, temporal = (
+            (rng.standard_normal(size) + 1j * rng.standard_normal(size)).astype(np.complex64)
+            for size in ((3, 8, 9), (ARMS, 3, 20))
+        )
+        plans = [FieldPlan(each, spatial, temporal) for each in plans]
+    windows = [SlidingWindow(each, 2, 5, 2) for each in plans]
 
     for number in range(20):
         on_gpu, on_cpu = (window.add(number % ARMS, arm_data(number)) for window in windows)
         assert (on_gpu is None) == (on_cpu is None)
         if on_gpu is not None:
-            np.testing.assert_allclose(to_host(gpu.image(on_gpu)), plan.image(on_cpu), atol=1e-4)
+            images = [to_host(each.image(grid)) for each, grid in zip(plans, (on_gpu, on_cpu), strict=True)]
+            np.testing.assert_allclose(*images, atol=1e-4 * abs(images[1]).max())

@@ -226,12 +226,18 @@ def test_readout_that_differs_from_those_before():
         spiral().samples(readout(9, samples=15))
 
 
-def test_other_dwell_time_is_told(caplog):
-    spiral().fitted_to(readout(dwell_us=2.0))
-    spiral().fitted_to(readout(dwell_us=0.0))
-    assert not caplog.records
-    spiral().fitted_to(readout(dwell_us=2.5))
-    assert "2.5 us" in caplog.text
+def test_samples_that_the_header_discards_are_left_out_as_well():
+    trajectory = spiral()  # 4 to discard and 12 samples
+    acquisition = readout(discard_pre=7)
+    acquisition.discard_post = 2
+    fitted = trajectory.fitted_to(acquisition)
+    np.testing.assert_array_equal(fitted.k, trajectory.k[:, 3:10])
+    np.testing.assert_array_equal(fitted.weights, trajectory.weights[3:10])
+    np.testing.assert_array_equal(fitted.samples(acquisition), acquisition.data[:, 7:14])
+    with pytest.raises(TrajectoryError, match="discards 8 samples at its start and 0 at its end, expected at most 7"):
+        fitted.samples(readout(discard_pre=8))
+    with pytest.raises(TrajectoryError, match="discard_pre = 16 and discard_post = 0 of the readouts leave no sample"):
+        trajectory.fitted_to(readout(discard_pre=16))
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import simplenufft1arm
 from pulseq_files import carrying, header_of, spiral_sequence, write
 from recon import readouts as kept_readouts
 from recon import spiral, trajectorysources
+from recon.readoutorder import ReadoutOrder
 from recon.trajectory import TrajectoryError, write_metafile
 from simplenufft1arm import ViewSharingConfig, ViewSharingReconstruction
 from simulation.spiraldesign import SpiralDesign, design_spiral
@@ -108,6 +109,13 @@ def test_when_none_fits_the_message_lists_what_was_looked_for_where(simulation, 
         assert text in str(raised.value)
 
 
+def test_a_sequence_that_cannot_be_opened_is_told(simulation, tmp_path):
+    file = tmp_path / simulation.trajectory.file.with_suffix(".seq").name
+    file.mkdir()  # stands for one without permission: tests may run as root
+    with pytest.raises(TrajectoryError, match=rf"cannot read {file}: Is a directory"):
+        list(frames(simulation, tmp_path))
+
+
 def test_all_sources_give_the_same_images(sequence, simulation, tmp_path):
     write_metafile(simulation.trajectory, tmp_path / simulation.trajectory.file.name)
     by_metafile = list(frames(simulation, tmp_path))
@@ -123,7 +131,8 @@ def test_all_sources_give_the_same_images(sequence, simulation, tmp_path):
 
 def test_readouts_that_are_none_of_the_images_are_counted_and_left_out(sequence, simulation, tmp_path):
     nominal = simulation.trajectory
-    order = np.concatenate(([-1], np.arange(ARMS)))
+    arms = np.concatenate(([-1], np.arange(ARMS)))
+    order = ReadoutOrder(arms, np.full(ARMS + 1, nominal.readout_length), np.zeros(ARMS + 1, bool), np.zeros(ARMS + 1))
     scan = spiral.SpiralScan(ViewSharingConfig(metafile_paths=(sequence[0].parent,)), simulation.header)
     scan.nominal = dataclasses.replace(nominal, order=order)
     assert [each.column for each in scan.readouts(simulation.items())] == [*range(ARMS)] * 2 + [*range(5)]

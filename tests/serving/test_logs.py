@@ -139,7 +139,6 @@ def test_exception_that_cannot_say_what_it_is():
     "extra",
     [{"session": object()}, {"session": None}, {"session": "a\nb"}, {"summary": 5}, {"summary": {"x": {1, 2}}},
      {"summary": {(1, 2): 3}}, {"traceback": None}, {"traceback": 3}],
-    ids=str,
 )  # fmt: skip
 def test_odd_facts_cost_no_line(make, extra):
     log = Log(make())

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from recon.arrays import to_host
 from recon.fieldcorrection import Correction
 from recon.readouts import data_scale
 from solvers import arrivingframe, calibration, live, livestart, native_recon
@@ -67,9 +68,9 @@ def movie(readouts, tables, team, *, lag=0, window=4, iterations=6, reg_lambda=L
         start.window.advance(*start.arriving.take())
         for _ in range(iterations):
             start.window.refine(window if everywhere else live.NEWEST)
-        images.append(start.window.image(min(lag, frame)))
+        images.append(to_host(start.window.image(min(lag, frame))))
         start.window.refine(window)
-    images += [start.window.image(lag - n) for n in range(1, lag + 1)]
+    images += [to_host(start.window.image(lag - n)) for n in range(1, lag + 1)]
     return np.array(images[lag:])[STEADY:]
 
 
@@ -143,6 +144,16 @@ def test_images_approach_those_of_the_batch_solver(readouts, tables, team):
     assert distances[1] < 0.5 * distances[0]
     assert distances[2] < 0.85 * distances[1]
     assert distances[2] < 0.035
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_gpu_gives_the_same_images(cupy, readouts, team, monkeypatch, kept):
+    monkeypatch.setattr("solvers.arrivingframe.KERNEL_BYTES", 1 << 40 if kept else 0)
+    shape = (readouts.matrix, readouts.matrix)
+    on_cpu, on_gpu = (
+        movie(readouts, ArmTables(readouts.coordinates, shape, team, device), team, iterations=2) for device in (-1, 0)
+    )
+    np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-3 * abs(on_cpu).max())
 
 
 def test_unsampled_frequencies_stay_as_they_are(readouts, tables, team):

@@ -11,6 +11,7 @@ import scipy.optimize
 from recon import nufft
 from recon.conditioning import SampleError, robust_scale
 from solvers import native_recon, timekeeper, transforms
+from solvers.linops import ArmFields
 from solvers.native_recon import Penalty, memory_needed, reconstruct
 
 MANY = {"iterations": 400, "tolerance": 0.0, "threads": 1, "scale": 1.0}
@@ -301,10 +302,16 @@ def test_memory_needed_is_what_is_taken(frames, arms, columns):
     assert needed == pytest.approx(taken, rel=0.2)
 
 
-def test_the_gpu_gives_the_same_images(cupy):
+@pytest.mark.parametrize("with_terms", [False, True])
+def test_the_gpu_gives_the_same_images(cupy, with_terms):
     samples, coordinates, maps, _ = scan(frames=(3, 2), shape=(13, 12), arms=8)
     penalties = (Penalty(0, 0.05, False), Penalty(1, 0.05, True))
     options = {"iterations": 200, "tolerance": 0.0}  # from a start that depends on rounding, to one minimum
+    if with_terms:
+        place, time = np.linspace(-1, 1, 12), np.linspace(0, 1, samples.shape[-1])
+        spatial = np.stack([np.ones((13, 12)), np.tile(0.5j * place, (13, 1))]).astype(np.complex64)
+        temporal = np.stack([np.ones_like(time), time])[np.newaxis].astype(np.complex64)
+        options["fields"] = ArmFields(spatial, temporal, np.zeros((3, 2, 8), int))
     on_cpu, on_gpu = (reconstruct(samples, coordinates, maps, penalties, **options, gpu_device=n) for n in (-1, 0))
     np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-4 * abs(on_cpu).max())
 
