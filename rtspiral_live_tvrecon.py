@@ -22,7 +22,7 @@ import mrdhelper
 from connection import Connection
 from recon import configuration, nufft, realtime, spiral, viewsharing
 from recon.configuration import SpiralConfig
-from recon.fieldcorrection import open_correction
+from recon.fieldsources import open_correction
 from recon.readouts import Readouts
 from solvers import liveslices, livestart, movies
 from solvers.backends import NativeSolver
@@ -70,7 +70,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     settings = configuration.load(LiveConfig)
     options = settings.reconstruction
     nufft.open_backend(options.gpu_device)
-    fields = open_correction(options, metadata, connection.info, connection.warn)
+    fields = open_correction(options, metadata, connection, settings.metafile_paths)
     scan = spiral.SpiralScan(settings, metadata, connection.warn, tell=connection.info, fields=fields)
     if scan.nominal is None:
         connection.warn("images begin when the scan is over: only its readouts tell the trajectory, as they come")

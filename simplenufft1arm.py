@@ -20,8 +20,8 @@ import mrdhelper
 from connection import Connection
 from recon import configuration, nufft, realtime, spiral
 from recon.configuration import SpiralConfig, SpiralReconstruction, parameter
-from recon.fieldcorrection import open_correction
 from recon.fieldplan import with_fields
+from recon.fieldsources import open_correction
 from recon.realtime import Frame
 from recon.spiralreadout import SpiralReadout
 from recon.viewsharing import (
@@ -91,7 +91,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     settings = configuration.load(ViewSharingConfig)
     nufft.open_backend(settings.reconstruction.gpu_device)
     hold = FOOTPRINT if settings.reconstruction.ignore_arms_per_frame else settings.reconstruction.arms_per_frame
-    fields = open_correction(settings.reconstruction, metadata, connection.info, connection.warn)
+    fields = open_correction(settings.reconstruction, metadata, connection, settings.metafile_paths)
     scan = spiral.SpiralScan(settings, metadata, connection.warn, tell=connection.info, hold=hold, fields=fields)
 
     readouts = realtime.receive(connection, scan, metadata, settings.reconstruction.prewhiten)
