@@ -81,6 +81,9 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     frames = liveslices.reconstruct(readouts, scan, options, tr, kept)
     realtime.send(connection, scan, frames, mrdhelper.SeriesScale(metadata, connection.warn))
     if options.final_series and kept:
+        if scan.learns_field:
+            for readouts_of_slice in kept:
+                readouts_of_slice.correct(scan.correction(readouts_of_slice.first))
         solver = NativeSolver(options.gpu_device, Reporter(connection.send_text))
         series = movies.divide(
             kept, solver, arms=options.arms_per_frame, frames=max(map(len, kept)) // options.arms_per_frame or 1,
