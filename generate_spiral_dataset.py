@@ -171,7 +171,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument_group("fields").add_argument
     add("--off-resonance", type=float, nargs="+", default=(0.0,), metavar="HZ", help="in the centre, and its growth "
         "from left to right and from top to bottom of the image")  # fmt: skip
-    add("--field-strength", type=float, default=scan.field_strength, help="[T]")
+    add("--field-strength", type=float, default=scan.field_strength, metavar="T",
+        help="main field [T]; by default 0.55 with concomitant fields, 3 without")  # fmt: skip
     add("--concomitant", action="store_true", help="with the concomitant fields of the gradients; unless slices are "
         "axial this takes a second or so for each readout")  # fmt: skip
     add("--field-map-scan", choices=twoechoes.KINDS, help="write the scan of two echoes, too, that a field map is "

@@ -72,7 +72,7 @@ class Plane:
         """True where all points have the same z."""
         return bool(np.abs(self.axes[:2, 2]).max() < 1e-9)
 
-    def places(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    def places(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.float64]:
         """Patient coordinates [point, 3] of points at x, y [m] of k-space: read_dir and phase_dir go against them."""
         return self.centre - np.outer(x, self.axes[0]) - np.outer(y, self.axes[1])
 
@@ -154,7 +154,7 @@ def summed_signal(
     Signal [coil, sample].
     """
     matrix, pixel = size[0] * POINTS_PER_PIXEL, size[1] / POINTS_PER_PIXEL
-    axis = -(np.arange(matrix) - matrix // 2) * pixel
+    axis: NDArray[np.floating] = -(np.arange(matrix) - matrix // 2) * pixel
     own = frequencies if len(frequencies) else np.zeros(len(ellipses))
     total = np.zeros((len(coils.weights), len(k)), np.complex128)
     for frequency in np.unique(own):
@@ -194,9 +194,12 @@ def detuned_kspace(
     -------
     Signal [coil, ...] [density m^2].
     """
-    return sum(
-        coils.kspace((ellipse,), kx, ky) * np.exp(-2j * np.pi * frequency * np.asarray(time))
-        for ellipse, frequency in zip(ellipses, frequencies, strict=True)
+    return np.sum(
+        [
+            coils.kspace((ellipse,), kx, ky) * np.exp(-2j * np.pi * frequency * np.asarray(time))
+            for ellipse, frequency in zip(ellipses, frequencies, strict=True)
+        ],
+        axis=0,
     )
 
 

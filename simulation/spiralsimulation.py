@@ -88,7 +88,7 @@ class Scan:
     off_resonance
         That of all of the object, beside the frequencies of vials.
     field_strength
-        Main field [T].
+        Main field [T]; None: 0.55 with concomitant fields, and 3 without, where they do not matter.
     concomitant
         Whether the gradients' concomitant fields act; they are those of the readout, from its first sample.
     echo_times
@@ -126,7 +126,7 @@ class Scan:
     point: tuple[float, ...] | None = None
     vials: tuple[float, ...] = ()
     off_resonance: OffResonance = field(default_factory=OffResonance)
-    field_strength: float = 0.55
+    field_strength: float | None = None
     concomitant: bool = False
     echo_times: tuple[float, ...] = (ECHO_TIME,)
     heart_rate: float = 84.0
@@ -137,6 +137,11 @@ class Scan:
     dummies: int = 0
     lost: int = 0
     seed: int = 0
+
+    @property
+    def b0(self) -> float:
+        """Main field [T]."""
+        return self.field_strength if self.field_strength is not None else 0.55 if self.concomitant else 3.0
 
 
 def readout_axes(rotation: Sequence[float]) -> NDArray[np.float64]:
@@ -187,11 +192,11 @@ def make_header(trajectory: Trajectory, scan: Scan) -> ismrmrd.xsd.ismrmrdHeader
         acquisitionSystemInformation=xsd.acquisitionSystemInformationType(
             systemVendor="SIEMENS",
             systemModel="simulation",
-            systemFieldStrength_T=scan.field_strength,
+            systemFieldStrength_T=scan.b0,
             receiverChannels=scan.coils,
         ),
         experimentalConditions=xsd.experimentalConditionsType(
-            H1resonanceFrequency_Hz=round(23_616_000 / 0.55 * scan.field_strength)
+            H1resonanceFrequency_Hz=round(23_616_000 / 0.55 * scan.b0)
         ),
         encoding=[encoding],
         sequenceParameters=xsd.sequenceParametersType(TR=[1e3 * scan.tr], TE=[1e3 * each for each in scan.echo_times]),
@@ -327,9 +332,7 @@ class Simulation:
         truth, scan = self.truth, self.scan
         ellipses, frequencies = truth.ellipses(readouts), truth.still_frequencies
         axes, dwell = readout_axes(scan.rotation), float(time[0, 1] - time[0, 0])
-        planes = [
-            fields.Plane(1e-3 * self.position(number), axes, scan.field_strength) for number in truth.slice[readouts]
-        ]
+        planes = [fields.Plane(1e-3 * self.position(number), axes, scan.b0) for number in truth.slice[readouts]]
         if planes[0].is_axial:
             cycles = [
                 plane.cycles(each, dwell, plane.centre[np.newaxis]).T for plane, each in zip(planes, k, strict=True)
@@ -508,7 +511,7 @@ def check(trajectory: Trajectory, scan: Scan) -> None:
         ("dummies", 0, 1_000_000),
         ("lost", 0, scan.readouts - 2),
         ("noise", 0, math.inf),
-        ("field_strength", 0.01, 20),
+        ("b0", 0.01, 20),
         ("heart_rate", 10, 300),
         ("breathing_rate", 2, 60),
         ("pilot_tone_delay", 0, 1),

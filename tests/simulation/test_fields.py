@@ -110,7 +110,7 @@ def test_two_echoes_differ_by_the_phase_of_each_vial(kind):
         ({"vials": (1.0,), "point": (0, 0)}, "give one of them"),
         ({"vials": (np.nan,)}, "finite"),
         ({"concomitant": True, "partitions": 2}, "not for stacks"),
-        ({"field_strength": 0}, "field_strength is 0"),
+        ({"field_strength": 0}, "b0 is 0"),
         ({"echo_times": (0.004, 0.006)}, "too short for readouts"),
     ],
 )
