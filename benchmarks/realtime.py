@@ -74,11 +74,11 @@ class Desk:
         (folder / "seq_meta").mkdir()
         self.configure(-1)
 
-    def configure(self, gpu_device: int) -> None:
-        """Write the configuration."""
+    def configure(self, gpu_device: int, *lines: str) -> None:
+        """Write the configuration, with further lines of its table."""
         (self.folder / ViewSharingConfig.FILE).write_text(
             f'metafile_paths = ["seq_meta"]\n[reconstruction]\narms_per_frame = {ARMS_PER_FRAME}\n'
-            f"window_shift = {WINDOW_SHIFT}\ngpu_device = {gpu_device}\n"
+            f"window_shift = {WINDOW_SHIFT}\ngpu_device = {gpu_device}\n" + "\n".join(lines)
         )
 
     def write(self, simulation: Simulation, arms: int) -> Path:
