@@ -11,6 +11,7 @@ edges, the nearest value counts.
 from __future__ import annotations
 
 import logging
+import tokenize
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mrdio.h5groups import MrdFileError
+from mrdio import nifti
 from mrdio.mrdfile import MrdReader
 from recon import concomitant
-from recon.matfile import MatFileError, read_mat
+from recon.matfile import read_mat
+from recon.telling import once
 
 logger = logging.getLogger(__name__)
 
 VARIABLE = "field_map"  # of .mat files
 SPACING = 0.02  # relative, by which distances of slices may differ
+OUTSIDE = 0.5  # part of an image that a map need not cover without a word: fields of view are larger than objects
+UNIT = 0.01  # by which a direction's length may differ from 1
 RIGHT_ANGLE = 1e-3  # cosine, by which axes may differ from it
 
 
@@ -56,8 +60,7 @@ class GridMap:
 
     def __init__(self, name: str, hertz: NDArray[Any], warn: Callable[[str], None] = logger.warning) -> None:
         volume = checked(name, hertz)
-        self._name, self._volume, self._warn = name, filled(volume), warn
-        self._told = False
+        self._name, self._volume, self._warn = name, filled(volume), once(warn)
 
     def on_grid(
         self, head: ismrmrd.AcquisitionHeader, shape: tuple[int, int], field_of_view: tuple[float, float]
@@ -65,11 +68,13 @@ class GridMap:
         """Off-resonance [row, column] [Hz] of the plane of a readout, field of view (x, y) [mm]; None: not known."""
         number = head.idx.slice if len(self._volume) > 1 else 0
         if number >= len(self._volume):
-            self._tell(f"the field map {self._name} has {len(self._volume)} slices: slice {number} is not corrected")
+            self._warn(f"the field map {self._name} has {len(self._volume)} slices: slice {number} is not corrected")
             return None
         plane = self._volume[number]
+        if head.idx.slice > number:
+            self._warn(f"the field map {self._name} has one slice: it is taken for slice {head.idx.slice}, too")
         if plane.shape != shape:
-            self._tell(
+            self._warn(
                 f"the field map {self._name} has {plane.shape[0]} x {plane.shape[1]} pixels, the images have "
                 f"{shape[0]} x {shape[1]}: it is taken for a map of the same field of view"
             )
@@ -77,11 +82,6 @@ class GridMap:
             lines = ((np.arange(n) - n // 2) * old / n + old // 2 for n, old in zip(shape, plane.shape, strict=True))
             plane = ndimage.map_coordinates(plane, np.meshgrid(*lines, indexing="ij"), order=1, mode="nearest")
         return plane.astype(np.float32)
-
-    def _tell(self, text: str) -> None:
-        if not self._told:
-            self._told = True
-            self._warn(text)
 
 
 class PlacedMap:
@@ -117,23 +117,33 @@ class PlacedMap:
         cosines = (axes / sizes).T @ (axes / sizes)
         if np.abs(cosines - np.eye(3)).max() > RIGHT_ANGLE:
             raise FieldMapError(f"the axes of the field map {name} are not at right angles")
-        self._name, self._volume, self._warn = name, filled(volume), warn
+        self._name, self._volume, self._warn = name, filled(volume), once(warn)
         self._from_patient = np.linalg.inv(np.vstack([np.asarray(to_patient, float)[:3], [0, 0, 0, 1]]))
-        self._reach = (len(volume) - 1) / 2 + max(thickness / sizes[0], 1.0)  # from the middle [slices]
+        self._reach = (np.reshape(volume.shape, (3, 1, 1)) - 1) / 2 + 1.0  # from the middle [voxels]
+        self._reach[0] += max(thickness / sizes[0] - 1, 0)
         self._told = False
 
     def on_grid(
         self, head: ismrmrd.AcquisitionHeader, shape: tuple[int, int], field_of_view: tuple[float, float]
     ) -> NDArray[np.float32] | None:
         """Off-resonance [row, column] [Hz] of the plane of a readout, field of view (x, y) [mm]; None: not known."""
+        lengths = [np.linalg.norm(direction) for direction in (head.read_dir, head.phase_dir)]
+        if not np.allclose(lengths, 1, atol=UNIT):
+            self._warn(
+                "off-resonance is not corrected: the readouts' read_dir and phase_dir do not say how they lie in the "
+                f"field map {self._name}"
+            )
+            return None
         places = 1e3 * concomitant.positions(head, shape, field_of_view)
         voxels = np.moveaxis(places @ self._from_patient[:3, :3].T + self._from_patient[:3, 3], -1, 0)
-        away = np.abs(voxels[0] - (len(self._volume) - 1) / 2) - self._reach
-        if away.max() > 0 and not self._told:
+        middle = (np.reshape(self._volume.shape, (3, 1, 1)) - 1) / 2
+        outside = (np.abs(voxels - middle) > self._reach).any(axis=0).mean()
+        if outside > OUTSIDE and not self._told:  # of many planes, as of a live scan, the first one
             self._told = True
             self._warn(
-                f"the field map {self._name} does not reach as far as slice {head.idx.slice}, at "
-                f"({', '.join(f'{value:.0f}' for value in head.position)}) mm: the nearest slice of the map is taken"
+                f"the field map {self._name} does not reach as far as {100 * outside:.0f} % of slice {head.idx.slice}, "
+                f"whose centre is at ({', '.join(f'{value:.0f}' for value in head.position)}) mm: its nearest values "
+                "are taken"
             )
         return ndimage.map_coordinates(self._volume, voxels, np.float32, order=1, mode="nearest")
 
@@ -191,15 +201,13 @@ def read_file(path: Path, warn: Callable[[str], None]) -> GridMap | PlacedMap:
             if VARIABLE not in variables:
                 raise FieldMapError(f"the field map {path} has no variable {VARIABLE}")
             return GridMap(path.name, variables[VARIABLE], warn)
-        if name.endswith((".nii", ".nii.gz")):
+        if name.endswith(nifti.ENDINGS):
             return _nifti(path, warn)
         if name.endswith(".h5"):
             return _mrd_images(path, warn)
-    except (OSError, EOFError, MatFileError, MrdFileError) as error:
-        raise FieldMapError(f"cannot read the field map {path}: {error}") from error
-    except ValueError as error:
-        if isinstance(error, FieldMapError):
-            raise
+    except FieldMapError:
+        raise
+    except (OSError, EOFError, ValueError, MemoryError, tokenize.TokenError) as error:
         raise FieldMapError(f"cannot read the field map {path}: {error}") from error
     raise FieldMapError(
         f'field_map = "{path}": expected "dependency", "auto", or a file that ends in .npy, .mat, .nii, .nii.gz or .h5'
@@ -207,41 +215,33 @@ def read_file(path: Path, warn: Callable[[str], None]) -> GridMap | PlacedMap:
 
 
 def _nifti(path: Path, warn: Callable[[str], None]) -> PlacedMap:
-    """Map of a NIfTI file: [i, j, k] with k the slices, x and y of its affine matrix towards R and A are turned."""
-    import nibabel
-
-    try:
-        loaded: Any = nibabel.load(path)
-        data = np.asarray(loaded.dataobj)
-        affine = np.asarray(loaded.affine).astype(float)
-    except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
-        raise FieldMapError(f"cannot read the field map {path}: {error}") from error
-    if data.ndim == 4 and data.shape[3] == 1:
-        data = data[..., 0]
-    if data.ndim == 2:
-        data = data[..., np.newaxis]
-    if data.ndim != 3:
-        raise FieldMapError(f"the field map {path} has the shape {data.shape}: expected one volume [i, j, k]")
-    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    order = [2, 1, 0, 3]  # slice, row, column are k, j, i
-    return PlacedMap(path.name, data.transpose(2, 1, 0), to_lps[:, order], float(np.linalg.norm(affine[:3, 2])), warn)
+    """Map of a NIfTI file with one volume."""
+    values, to_patient = nifti.read(path)
+    if values.size != np.prod(values.shape[-3:]):
+        raise FieldMapError(f"the field map {path} has {values.shape} values: expected one volume")
+    volume = values.reshape(values.shape[-3:])
+    return PlacedMap(path.name, volume, to_patient, float(np.linalg.norm(to_patient[:3, 0])), warn)
 
 
 def _mrd_images(path: Path, warn: Callable[[str], None]) -> PlacedMap:
-    """Map of the images in an MRD file, one for each slice, the first of each."""
-    planes: dict[int, tuple[NDArray[Any], ismrmrd.ImageHeader]] = {}
+    """Map of the images in an MRD file, one for each slice."""
     with MrdReader(path) as file:
-        for image in file.images():
-            if image.data.shape[:2] != (1, 1):
-                raise FieldMapError(
-                    f"the field map {path} has images of {image.data.shape} [channel, partition, row, column]: "
-                    "expected one channel and one slice in each"
-                )
-            planes.setdefault(image.slice, (image.data[0, 0], image.getHead()))
-    if not planes:
+        images = list(file.images())
+    if not images:
         raise FieldMapError(f"the field map {path} has no images")
-    kept = list(planes.values())
-    return placed(path.name, [pixels for pixels, _ in kept], [head for _, head in kept], warn=warn)
+    for image in images:
+        if image.data.shape[:2] != (1, 1):
+            raise FieldMapError(
+                f"the field map {path} has images of {image.data.shape} [channel, partition, row, column]: "
+                "expected one channel and one slice in each"
+            )
+    places = {tuple(image.position) for image in images}
+    if len(places) < len(images):
+        raise FieldMapError(
+            f"the field map {path} has {len(images)} images in {len(places)} places: expected one of each slice, "
+            "those of the map alone"
+        )
+    return placed(path.name, [image.data[0, 0] for image in images], [image.getHead() for image in images], warn=warn)
 
 
 def placed(

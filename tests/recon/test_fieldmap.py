@@ -81,13 +81,52 @@ def test_map_of_mrd_images_has_their_geometry(tmp_path, rotation):
     np.testing.assert_allclose(got, expected, atol=0.1)
 
 
+def mrd_map(path, heads_and_hertz):
+    """Write images of 8 x 10 pixels, each with its header, value and series."""
+    with MrdWriter(path) as file:
+        for index, (head, hertz, series) in enumerate(heads_and_hertz):
+            pixels = np.full((8, 10), hertz, np.float32)
+            file.write(mrdhelper.build_image(pixels, head, None, index=index, series=series, field_of_view=(*FOV, 5.0)))
+    return path
+
+
+def test_slices_are_told_apart_by_their_places(tmp_path):
+    """Some programs leave the slice counter 0."""
+    path = mrd_map(tmp_path / "map.h5", [(head_at((0, 0, 10.0 * n)), 10.0 * n, 0) for n in range(3)])
+    assert read_file(path, pytest.fail).on_grid(head_at((0, 0, 20.0)), SHAPE, FOV).max() == 20
+
+
+def test_readouts_without_directions_are_told_and_not_corrected(tmp_path):
+    """All pixels would take the value of one place."""
+    texts = []
+    found = read_file(nifti(tmp_path / "map.nii"), texts.append)
+    assert found.on_grid(ismrmrd.AcquisitionHeader(), SHAPE, FOV) is None
+    assert "read_dir and phase_dir do not say how they lie in the field map map.nii" in texts[0]
+
+
+def test_map_of_a_part_of_the_image_is_told(tmp_path):
+    texts = []
+    path = nifti(tmp_path / "map.nii", (0, 0, 0), (12, 12, 12))
+    read_file(path, texts.append).on_grid(head_at((8.0, -5.0, 12.0)), SHAPE, FOV)
+    assert "does not reach as far as" in texts[0]
+
+
+def test_map_of_one_slice_is_told_where_it_is_taken_for_others():
+    texts = []
+    found = GridMap("m", np.ones(SHAPE), texts.append)
+    found.on_grid(head_at(), SHAPE, FOV)
+    assert not texts
+    assert found.on_grid(head_at(number=1), SHAPE, FOV).max() == 1
+    assert texts == ["the field map m has one slice: it is taken for slice 1, too"]
+
+
 def test_map_that_ends_before_the_slice_is_told_once(tmp_path):
     texts = []
     found = read_file(nifti(tmp_path / "map.nii", (0, 0, 0)), texts.append)
     for _ in range(2):
         found.on_grid(head_at((0, 0, 250.0)), SHAPE, FOV)
     (text,) = texts
-    assert "does not reach as far as slice 0, at (0, 0, 250) mm" in text
+    assert "does not reach as far as 100 % of slice 0, whose centre is at (0, 0, 250) mm" in text
 
 
 @pytest.mark.parametrize("ending", [".npy", ".mat"])
@@ -140,6 +179,33 @@ def sheared(path):
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4) + np.eye(4, k=1) * 0.5), path)
 
 
+def damaged(path):
+    """Compressed data with a part of ones."""
+    content = bytearray(nifti(path).read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40] = b"\xff" * 40
+    path.write_bytes(content)
+
+
+def promising(path):
+    """A header that says more than any memory holds."""
+    content = bytearray(nifti(path, shape=(4, 4, 4)).read_bytes())
+    content[42:48] = np.full(3, 30000, "<i2").tobytes()
+    path.write_bytes(content)
+
+
+def unfinished(path):
+    np.save(path, np.ones((4, 4)))
+    path.write_bytes(path.read_bytes().replace(b"}", b"("))
+
+
+def two_series(path):
+    mrd_map(path, [(head_at(), 1000.0, 0), (head_at(), 50.0, 1)])
+
+
+def movie(path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 2), np.float32), np.eye(4)), path)
+
+
 @pytest.mark.parametrize(
     ("name", "write", "words"),
     [
@@ -153,6 +219,11 @@ def sheared(path):
         ("a.mat", lambda path: scipy.io.savemat(path, {"b0": np.ones((4, 4))}), "no variable field_map"),
         ("a.nii", broken, "cannot read the field map"),
         ("a.nii.gz", broken, "cannot read the field map"),
+        ("a.nii.gz", damaged, "a.nii.gz is no intact NIfTI file"),
+        ("a.nii", promising, "says that it holds more than the memory does"),
+        ("a.nii", movie, "expected one volume"),
+        ("a.npy", unfinished, "cannot read the field map"),
+        ("a.h5", two_series, "has 2 images in 1 places: expected one of each slice"),
         ("a.nii", sheared, "not at right angles"),
         ("a.h5", broken, "cannot read the field map"),
         ("a.txt", broken, 'expected "dependency", "auto", or a file that ends in'),
