@@ -4,7 +4,8 @@
 
 Scans are exact by construction (`simulation.fields`). Errors are those of `simplenufft` to the true image, after one
 factor, over the error of the same scan without any field: 1 is perfect. "Wrong sign" is the true map with the other
-sign. Costs are those of view-sharing at the pace of a scan, through server and client, and of TFD when the scan is over.
+sign. Costs are those of view-sharing at the pace of a scan, through server and client, and of TFD when the scan is
+over.
 """
 
 import argparse

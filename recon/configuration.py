@@ -304,7 +304,11 @@ class FieldSettings:
         "Correct the concomitant fields of the gradients. auto: at fields below 1 T.",
         choices=("auto", "on", "off"),
     )
-    field_map: str = parameter("", "Map of the off-resonance; empty: it is not corrected.")
+    field_map: str = parameter(
+        "",
+        'Map of the off-resonance: a file; "dependency", a scan of two echoes that was sent before; "auto", by the '
+        "scan's own data; empty: it is not corrected.",
+    )
     field_tolerance: float = parameter(
         1e-2, "Error of the field correction, relative to the signal: smaller takes longer.", minimum=1e-4, maximum=0.5
     )

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from recon import concomitant
+from recon.configuration import FieldSettings
+from recon.fieldcorrection import FieldCorrection
 from simulation import fields, twoechoes
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan, simulate
@@ -117,3 +119,11 @@ def test_two_echoes_differ_by_the_phase_of_each_vial(kind):
 def test_scans_that_make_no_sense_are_refused(scan, text):
     with pytest.raises(ValueError, match=text):
         simulate(TRAJECTORY, dataclasses.replace(Scan(), **scan))
+
+
+@pytest.mark.parametrize("present", [False, True])
+def test_header_says_a_field_at_which_what_is_corrected_is_in_the_data(present):
+    """At 0.55 T without such fields in the data, concomitant = "auto" would blur what is sharp."""
+    header = simulate(TRAJECTORY, Scan(readouts=4, concomitant=present)).header
+    correction = FieldCorrection(FieldSettings(concomitant="auto"), header)
+    assert correction.active == present
