@@ -125,8 +125,6 @@ def reconstruct(
         The frames of all slices together would take more memory than the machine can spare.
     """
     length, shift = settings.arms_per_frame, settings.window_shift
-    if settings.ignore_arms_per_frame:
-        length = shift = scan.designed.interleaves
     plan_of = functools.lru_cache(maxsize=8)(functools.partial(plan_for, scan, settings=settings))
     slices: dict[int, SharedViews] = {}
     following: dict[int, SharedViews] = {}  # with a new correction, until they have a window of arms
@@ -151,10 +149,12 @@ def reconstruct(
             number = readout.head.idx.slice
             here = slices.get(number)
             if here is None or here.place != scan.place_of(readout):
+                if settings.ignore_arms_per_frame:
+                    length = shift = scan.designed.interleaves
                 here = slices[number] = open_views(readout, terms_in_time(scan.correction(readout), readout))
                 following.pop(number, None)
             elif here.begins_frame:
-                changed, correction = learner.news(number)
+                changed, correction = learner.news(readout)
                 if changed:
                     following[number] = open_views(readout, correction)
             learner.add(readout)

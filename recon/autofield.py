@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
 from recon.arrays import to_host
+from recon.concomitant import SAME_PLACE
 from recon.conditioning import virtual_coils
 from recon.fieldplan import FieldPlan
 from recon.fieldterms import Phase, find_terms
@@ -112,28 +113,41 @@ class AutoFieldMap:
     """Fields that were learned, plane by plane; a map for `fieldcorrection.FieldCorrection`."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[float, ...], tuple[FieldEstimate, float]] = {}
+        self._known: dict[tuple[float, ...], _Known] = {}  # by slice counter and orientation
 
     def on_grid(
         self, head: ismrmrd.AcquisitionHeader, shape: tuple[int, int], field_of_view: tuple[float, float]
     ) -> NDArray[np.float32] | None:
         """Off-resonance [row, column] [Hz] of the plane of a readout; None: nothing is to be corrected there."""
-        found = self._known.get(_plane(head))
-        return found[0].hertz if found and found[0].useful and found[0].hertz.shape == shape else None
+        found = self._of(head)
+        return found.estimate.hertz if found and found.estimate.useful and found.estimate.hertz.shape == shape else None
 
     def is_due(self, head: ismrmrd.AcquisitionHeader) -> bool:
         """True where a plane's field is not known, or no longer new."""
-        found = self._known.get(_plane(head))
-        return found is None or time.monotonic() - found[1] > UPDATE
+        found = self._of(head)
+        return found is None or time.monotonic() - found.since > UPDATE
 
     def keep(self, head: ismrmrd.AcquisitionHeader, estimate: FieldEstimate) -> bool:
         """Keep what was learned about a plane; True where that changes what is corrected."""
-        before = self._known.get(_plane(head))
-        if before is not None and not estimate.differs(before[0]):
-            self._known[_plane(head)] = before[0], time.monotonic()
-            return False
-        self._known[_plane(head)] = estimate, time.monotonic()
-        return before is None or estimate.useful or before[0].useful
+        before = self._of(head)
+        same = before is not None and not estimate.differs(before.estimate)
+        kept = before.estimate if before is not None and same else estimate
+        self._known[_plane(head)] = _Known(kept, time.monotonic(), tuple(head.position))
+        return not same and (before is None or estimate.useful or before.estimate.useful)
+
+    def _of(self, head: ismrmrd.AcquisitionHeader) -> _Known | None:
+        """The newest of a plane, unless it has moved since."""
+        found = self._known.get(_plane(head))
+        return found if found and math.dist(found.position, head.position) <= SAME_PLACE else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """Estimate, when it was made, and the position [mm] of its plane."""
+
+    estimate: FieldEstimate
+    since: float
+    position: tuple[float, ...]
 
 
 def _plane(head: ismrmrd.AcquisitionHeader) -> tuple[float, ...]:

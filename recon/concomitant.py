@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 GAMMA_BAR = 42.576e6  # [Hz/T], of protons
+SAME_PLACE = 5.0  # [mm], by which a plane may move and keep its terms: their phase, about z^2, changes by 10 % at 10 cm
 
 
 def field_strength(header: Any) -> float | None:

@@ -20,7 +20,6 @@ from recon.fieldterms import FieldTerms, Phase, find_terms
 logger = logging.getLogger(__name__)
 
 LOW_FIELD = 1.0  # [T], below which concomitant fields are corrected by themselves
-SAME_PLACE = 5.0  # [mm], by which a plane may move and keep its terms: their phase, about z^2, changes by 10 % at 10 cm
 ASSUMED_DWELL = 1e-6  # [s], where none is known and only the scan's own data tell the field: its unit does not matter
 SAME_TIME = 0.005  # of a readout, by which arms may pass the centre of k-space apart and have their times in common
 
@@ -94,7 +93,7 @@ class FieldCorrection:
         self._tolerance, self._map = settings.field_tolerance, field_map
         self._tell, self._warn = tell, warn
         self._most_told, self._fewest_told = 0, math.inf  # terms
-        self._without_dwell = False
+        self._without_dwell = self._stacks_told = False
         self._known: list[tuple[float, ...]] = []
         self._b0 = _concomitant_field(settings.concomitant, concomitant.field_strength(header), tell)
 
@@ -150,6 +149,12 @@ class FieldCorrection:
         )
         return changed
 
+    def leave_stacks(self) -> None:
+        """Tell the client, once, where the scan's own data would tell the off-resonance, but of slices only."""
+        if self.learns and not self._stacks_told:
+            self._warn('off-resonance is not corrected: field_map = "auto" is for slices, this scan is a 3-D stack')
+            self._stacks_told = True
+
     def _known_dwell(self, dwell: float) -> float:
         """Time from sample to sample [s]; 0 where it is not known and needed."""
         return ASSUMED_DWELL if not dwell > 0 and self.learns and self._b0 is None else dwell
@@ -157,13 +162,13 @@ class FieldCorrection:
     def place(self, head: ismrmrd.AcquisitionHeader) -> tuple[float, ...]:
         """Position of a readout, by which terms differ even if the orientation is the same; empty: they do not.
 
-        It is the first one of the scan that is no farther away than `SAME_PLACE` [mm].
+        It is the first one of the scan that is no farther away than `concomitant.SAME_PLACE` [mm].
         """
         if not self.active:
             return ()
         position = tuple(head.position)
         for known in self._known:
-            if math.dist(known, position) <= SAME_PLACE:
+            if math.dist(known, position) <= concomitant.SAME_PLACE:
                 return known
         self._known.append(position)
         return position

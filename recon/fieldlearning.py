@@ -27,6 +27,7 @@ class _Slice:
 
     readouts: dict[int, SpiralReadout] = field(default_factory=dict)  # the newest of each arm
     count: int = 0
+    place: tuple[float, ...] = ()  # of the readouts that are being learned from
     learning: Future[tuple[bool, Correction | None]] | None = None
 
 
@@ -66,15 +67,17 @@ class FieldLearner:
         here.count += 1
         if here.count >= min(max(ARMS, scan.designed.interleaves), FIELD_ARMS):
             taken, here.readouts, here.count = here.readouts, {}, 0
+            here.place = scan.place_of(readout)
             here.learning = self._background.submit(contextvars.copy_context().run, self._learn, taken)
 
-    def news(self, number: int) -> tuple[bool, Correction | None]:
-        """Tell whether a slice has a new correction, and which."""
-        here = self._slices.get(number)
+    def news(self, readout: SpiralReadout) -> tuple[bool, Correction | None]:
+        """Tell whether the slice of a readout has a new correction, and which; what was learned elsewhere is none."""
+        here = self._slices.get(readout.head.idx.slice)
         if here is None or here.learning is None or not here.learning.done():
             return False, None
         learned, here.learning = here.learning, None
-        return learned.result()
+        changed, correction = learned.result()
+        return (changed, correction) if here.place == self._scan.place_of(readout) else (False, None)
 
     def _learn(self, readouts: dict[int, SpiralReadout]) -> tuple[bool, Correction | None]:
         columns = np.array(sorted(readouts))

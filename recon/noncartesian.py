@@ -217,7 +217,9 @@ def _correction(slab: Slab, fields: FieldCorrection | None) -> Correction | None
     fov = image_size(slab.encoding)[1]
     millimetres = 1e3 * fov[0], 1e3 * fov[1]
     k = np.concatenate([each.k for each in planes]) / fov
-    if len(slab.planes) == 1 and fields.is_due(slab.heads[0]):
+    if len(slab.planes) > 1:
+        fields.leave_stacks()
+    elif fields.is_due(slab.heads[0]):
         fields.learn(slab.heads[0], planes[0].plan, planes[0].samples, k, planes[0].dwell, millimetres)
     return fields.terms(k, planes[0].dwell, slab.image_heads, slab.shape, millimetres)
 

@@ -112,6 +112,21 @@ def test_map_is_kept_for_each_plane_and_changes_only_if_it_matters(trajectory):
     assert field_map.on_grid(heads[0], (MATRIX, MATRIX), (256, 256)) is None
 
 
+def test_map_is_not_that_of_another_place(trajectory):
+    """An interactive scan moves a slice, whose counter stays; breathing moves it a little."""
+    head = next(iter(scan_of(trajectory).acquisitions())).getHead()
+    found = estimate_of(scan_of(trajectory, off_resonance=LINEAR))
+    field_map = AutoFieldMap()
+    field_map.keep(head, found)
+    head.position = (0, 0, 3)
+    assert field_map.on_grid(head, (MATRIX, MATRIX), (256, 256)) is not None
+    assert not field_map.is_due(head)
+    head.position = (0, 0, 40)
+    assert field_map.on_grid(head, (MATRIX, MATRIX), (256, 256)) is None
+    assert field_map.is_due(head)
+    assert field_map.keep(head, found)
+
+
 MODULES = {
     simplenufft: {},
     simplenufft1arm: {"arms_per_frame": ARMS, "window_shift": 17},
@@ -188,6 +203,34 @@ def test_scan_does_not_wait_for_the_field(trajectory, monkeypatch, tmp_path):
     simulation = scan_of(trajectory, 102, off_resonance=LINEAR)
     frames = simplenufft1arm_frames(monkeypatch, tmp_path, simulation, gate)
     assert frames == 4
+
+
+@pytest.mark.usefixtures("learned_at_once")
+def test_field_of_a_slice_that_has_moved_meanwhile_is_left(trajectory, monkeypatch, tmp_path):
+    """It is learned from the last readouts before the move: no frame after it is corrected by it."""
+    options = {"noise": 0.0, "off_resonance": LINEAR}
+    items = list(scan_of(trajectory, 110, **options).items())
+    for number, item in enumerate(items):
+        item.position = (0, 0, 0 if number < 55 else 40)
+    simulation = scan_of(trajectory, **options)
+    uncorrected = run(monkeypatch, tmp_path, simplenufft1arm, simulation, items[55:], field_map="").pixels
+    auto = run(monkeypatch, tmp_path, simplenufft1arm, simulation, items, field_map="auto")
+    assert any("off-resonance by the scan's own data" in text for text in auto.texts)
+    assert error(auto.pixels[-len(uncorrected) :], uncorrected) < 0.01
+
+
+def test_stack_is_told_and_left(monkeypatch, tmp_path, trajectory):
+    simulation = scan_of(trajectory, 2 * ARMS, partitions=2)
+    client = run(monkeypatch, tmp_path, simplenufft, simulation, field_map="auto")
+    assert len([text for text in client.texts if 'field_map = "auto" is for slices' in text]) == 1
+
+
+@pytest.mark.parametrize("setting", ["", "auto"])
+def test_frames_of_all_arms_where_readouts_bring_the_trajectory(trajectory, monkeypatch, tmp_path, setting):
+    """How many that are is known when the first readouts have come."""
+    settings = {"ignore_arms_per_frame": True, "field_map": setting}
+    client = run(monkeypatch, tmp_path, simplenufft1arm, scan_of(trajectory), **settings)
+    assert len(client.images) == 1
 
 
 def simplenufft1arm_frames(monkeypatch, folder, simulation, gate):
