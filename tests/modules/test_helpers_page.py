@@ -115,22 +115,8 @@ class Desk:
         for name, source in MODULES.items():
             (folder / f"{name}.py").write_text(source, "utf-8")
         self.run("generate_cartesian_shepp_logan_dataset.py", "-m", "64", "-C", "-o", "phantom_raw.h5")
-        spiral = [
-            "-m",
-            "48",
-            "-a",
-            "300",
-            "-c",
-            "4",
-            "--still",
-            "--slices",
-            "2",
-            "--seq-meta",
-            "seq_meta",
-            "-o",
-            "spiral_raw.h5",
-        ]
-        self.run("generate_spiral_dataset.py", *spiral)
+        spiral = "-m 48 -a 288 -c 4 --still --slices 2 --seq-meta seq_meta -o spiral_raw.h5"
+        self.run("generate_spiral_dataset.py", *spiral.split())
         self.server = ServerProcess("-v", "--debug-folder", "debug", cwd=folder)
 
     def run(self, program, *arguments):
