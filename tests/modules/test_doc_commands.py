@@ -27,6 +27,7 @@ GUIDES = {
     "live.md": (SMALL, 2),
     "modules.md": ([], 1),
     "native.md": (SMALL, 12),
+    "performance.md": (SMALL, 2),
     "scanner.md": (["-m", "64"], 1),
     "sequences.md": (["-m", "32", "-c", "2"], 2),
     "tfd.md": (SMALL, 12),
@@ -38,11 +39,22 @@ ELSEWHERE = {
     "devcontainers.md": "needs Docker and an editor",
     "doctor.md": "test_doctor.py",
     "filters.md": "test_readme.py",
+    "gpu.md": "needs a GPU",
     "helpers.md": "test_helpers_page.py",
     "spiral.md": "test_readme.py",
     "openrecon.md": "test_openrecon.py makes labels, and the container needs Docker",
 }
-REFERENCE = {"benchmarks.md", "options.md", "other-servers.md", "protocol.md", "reliability.md"}  # no commands to copy
+REFERENCE = {  # no commands to begin with
+    "benchmarks.md",
+    "conventions.md",
+    "glossary.md",
+    "options.md",
+    "other-servers.md",
+    "protocol.md",
+    "reliability.md",
+    "troubleshooting.md",
+    "viewers.md",
+}
 
 
 def first_commands(name):
