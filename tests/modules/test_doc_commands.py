@@ -26,8 +26,6 @@ GUIDES = {
     "cluster.md": (SMALL, 12),
     "live.md": (SMALL, 2),
     "modules.md": ([], 1),
-    "native.md": (SMALL, 12),
-    "performance.md": (SMALL, 2),
     "scanner.md": (["-m", "64"], 1),
     "sequences.md": (["-m", "32", "-c", "2"], 2),
     "tfd.md": (SMALL, 12),
@@ -41,6 +39,8 @@ ELSEWHERE = {
     "filters.md": "test_readme.py",
     "gpu.md": "needs a GPU",
     "helpers.md": "test_helpers_page.py",
+    "native.md": "its commands are those of tfd.md; a second block needs BART",
+    "performance.md": "commands of spiral.md and doctor.md: test_readme.py, test_doctor.py",
     "spiral.md": "test_readme.py",
     "openrecon.md": "test_openrecon.py makes labels, and the container needs Docker",
 }
