@@ -26,6 +26,7 @@ GUIDES = {
     "cluster.md": (SMALL, 12),
     "live.md": (SMALL, 2),
     "modules.md": ([], 1),
+    "openrecon.md": ([], 0),
     "scanner.md": (["-m", "64"], 1),
     "sequences.md": (["-m", "32", "-c", "2"], 2),
     "tfd.md": (SMALL, 12),
@@ -42,7 +43,6 @@ ELSEWHERE = {
     "native.md": "its commands are those of tfd.md; a second block needs BART",
     "performance.md": "commands of spiral.md and doctor.md: test_readme.py, test_doctor.py",
     "spiral.md": "test_readme.py",
-    "openrecon.md": "test_openrecon.py makes labels, and the container needs Docker",
 }
 REFERENCE = {  # no commands to begin with
     "benchmarks.md",
