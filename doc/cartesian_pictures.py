@@ -1,9 +1,7 @@
 """Make the picture of ``doc/cartesian.md``: ``python doc/cartesian_pictures.py``."""
 
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,28 +13,10 @@ from drawing import save, show  # noqa: E402
 
 import cartesian_recon  # noqa: E402
 from cartesian_recon import CartesianConfig, CartesianReconstruction  # noqa: E402
+from mrdio.testing import Recording  # noqa: E402
 from recon import configuration  # noqa: E402
 from simulation import cartesiansimulation as simulation  # noqa: E402
 from simulation.cartesiansimulation import Epi, Noise, Scan  # noqa: E402
-
-
-class Recording:
-    """Stands for a connection: yields readouts, keeps images."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self._items, self.images = items, []
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._items)
-
-    def dependency(self, kind: str) -> None:
-        """No stored measurement."""
-
-    def send_image(self, image: Any) -> None:
-        """Keep an image."""
-        self.images.append(image.data[0, 0])
-
-    info = warn = staticmethod(print)
 
 
 def images(scan: Scan, **options: object) -> list[np.ndarray]:
@@ -45,7 +25,7 @@ def images(scan: Scan, **options: object) -> list[np.ndarray]:
     configuration.load = lambda cls: settings
     recording = Recording(simulation.acquisitions(scan))
     cartesian_recon.process(recording, "cartesian_recon", simulation.header(scan))
-    return recording.images
+    return [image.data[0, 0] for image in recording.sent]
 
 
 def main() -> None:

@@ -305,9 +305,7 @@ class FieldSettings:
         choices=("auto", "on", "off"),
     )
     field_map: str = parameter(
-        "",
-        'Map of the off-resonance: a file; "dependency", a scan of two echoes that was sent before; "auto", by the '
-        "scan's own data; empty: it is not corrected.",
+        "", 'Map of the off-resonance: empty (not corrected), "auto", "dependency", or a file; see doc/fields.md.'
     )
     field_tolerance: float = parameter(
         1e-2, "Error of the field correction, relative to the signal: smaller takes longer.", minimum=1e-4, maximum=0.5

@@ -50,9 +50,13 @@ class ServerProcess:
         Its current folder.
     temporary : Path
         Where its temporary files go, so that what is left of them shows; libraries then use one thread.
+    program : Path
+        Its main.py, for a copy of the project.
     """
 
-    def __init__(self, *arguments: object, cwd: Path, temporary: Path | None = None) -> None:
+    def __init__(
+        self, *arguments: object, cwd: Path, temporary: Path | None = None, program: Path = PROJECT / "main.py"
+    ) -> None:
         self._log, name = tempfile.mkstemp()  # no pipe, since processes that outlive the server may hold it
         Path(name).unlink()
         weakref.finalize(self, os.close, self._log)
@@ -63,7 +67,7 @@ class ServerProcess:
             temporary.mkdir(parents=True, exist_ok=True)
             environment |= {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.process = psutil.Popen(
-            [sys.executable, str(PROJECT / "main.py"), "-p", "0", *map(str, arguments)],
+            [sys.executable, str(program), "-p", "0", *map(str, arguments)],
             cwd=cwd, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
             env=os.environ | environment,
         )  # fmt: skip

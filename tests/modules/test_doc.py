@@ -6,6 +6,7 @@ import ismrmrd
 import numpy as np
 
 from conftest import make_acquisition, make_header, make_waveform
+from mrdio.testing import Recording
 from server_process import PROJECT
 
 
@@ -20,8 +21,8 @@ def run(code):
 
 
 def test_smallest_module():
-    smallest, _, _, testing, _ = code_blocks("modules.md")
-    recording = run(testing)["Recording"]([make_acquisition(1), make_acquisition(2)])
+    smallest, *_ = code_blocks("modules.md")
+    recording = Recording([make_acquisition(1), make_acquisition(2)])
     run(smallest)["process"](recording, {"parameters": {"scale": 2}}, make_header())
     images = recording.sent
     assert [image.image_index for image in images] == [1, 2]
@@ -29,21 +30,21 @@ def test_smallest_module():
 
 
 def test_pipeline_of_a_module():
-    _, pipeline, _, testing, _ = code_blocks("modules.md")
+    _, pipeline, *_ = code_blocks("modules.md")
     names = run(pipeline)
     names["reconstruct"] = lambda items: (ismrmrd.Image.from_array(np.abs(item.data)) for item in items)
-    recording = run(testing)["Recording"]([make_acquisition(1), make_acquisition(2)])
+    recording = Recording([make_acquisition(1), make_acquisition(2)])
     names["process"](recording, "", make_header())
     assert len(recording.sent) == 2
 
 
 def test_whitening_of_a_module():
-    _, _, whitening, testing, _ = code_blocks("modules.md")
+    _, _, whitening, *_ = code_blocks("modules.md")
     names = run(whitening)
     names["reconstruct"] = lambda items: (ismrmrd.Image.from_array(np.abs(item.data)) for item in items)
     noise = make_acquisition(0, samples=100)
     noise.setFlag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
-    recording = run(testing)["Recording"]([noise, make_acquisition(1)])
+    recording = Recording([noise, make_acquisition(1)])
     names["process"](recording, "", make_header())
     (image,) = recording.sent
     assert not np.allclose(image.data, np.abs(make_acquisition(1).data), rtol=0.1)

@@ -1,10 +1,8 @@
 """The README's recipes, run as they are written there."""
 
-import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import textwrap
@@ -168,24 +166,6 @@ def test_commands_about_containers_that_need_no_docker(walk, tmp_path):
     (plain,), (filtered,) = images(tmp_path / "phantom_img.h5"), images(tmp_path / "filtered.h5")
     assert filtered.shape == plain.shape
     assert not np.array_equal(filtered, plain)
-
-
-def test_start_script_as_the_scanner_page_shows_it(tmp_path):
-    (line,) = documented("scanner.md", "MRD_CODE_DIR=")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    line = line.replace("9010", str(port)).replace("server.log", str(tmp_path / "server.log"))
-    process = subprocess.Popen(["bash", "-c", f"{line}"], cwd=PROJECT, env={**os.environ, "PYTHON": sys.executable})
-    try:
-        deadline = time.monotonic() + PATIENCE
-        log = tmp_path / "server.log"
-        while not log.is_file() or f":{port}" not in log.read_text("utf-8"):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
-    finally:
-        process.terminate()
-        assert process.wait(PATIENCE) == 0
 
 
 def test_example_from_python(tmp_path):
