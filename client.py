@@ -43,20 +43,21 @@ from sending.clientsession import INTERRUPT_WAIT, ClientError, ClientOptions, Re
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description="Sends an MRD file to an MRD server and keeps the images that come back.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Sends an MRD file to an MRD server and keeps the images that come back."
     )
     add = parser.add_argument
     add("filename", type=Path, help="input: MRD .h5 file or ISMRMRD stream file")
-    add("-a", "--address", default="localhost", help="address of the server")
-    add("-p", "--port", type=number(1, high=65535), default=9002, help="port of the server")
+    add("-a", "--address", default="localhost", help="address of the server (default: %(default)s)")
+    add("-p", "--port", type=number(1, high=65535), default=9002, help="port of the server (default: %(default)s)")
     add("-o", "--outfile", type=Path, help="output file (default: the input's name with _results.h5)")
     add("-g", "--in-group", help="group of the input file (default: the only one)")
     add("-G", "--out-group", help="group of the output file (default: date and time)")
+    add("--overwrite", action="store_true", help="replace the group of the output file if it is there already")
     add("-c", "--config", default=None, help="module that the server is to run (default: invertcontrast)")
     add("-C", "--config-local", type=Path, help="local file whose text is sent as the config")
     add("-w", "--send-waveforms", action="store_true", help="send waveforms too, in time order between the readouts")
     add("--ignore-json-config", action="store_true", help="ignore modules named in JSON parameters (as with -c)")
+    add("--strict", action="store_true", help="end with an error if the server does not know the module")
     add("--fix-transposed", action="store_true", help="transpose an image when that makes it fit its series")
     add("--mrd2gif", action="store_true", help="make a GIF of the images")
     add("--realtime", action="store_true", help="send at the pace of the scan, and report how well that went")
@@ -64,7 +65,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("-v", "--verbose", action="store_true", help="log details")
     add("-l", "--logfile", type=Path, help="log into this file as well")
     add("--quiet", action="store_true", help="print errors only")
-    add("--timeout", type=number(0.1, float), default=3600.0, metavar="SECONDS", help="longest silence of the server")
+    silence = "longest silence of the server (default: %(default)s)"
+    add("--timeout", type=number(0.1, float), default=3600.0, metavar="SECONDS", help=silence)
     options = parser.parse_args(arguments)
     if options.loop and not options.realtime:
         parser.error("--loop needs --realtime")
@@ -149,6 +151,8 @@ def _run_command(arguments: argparse.Namespace) -> int:
         progress=show_progress if sys.stderr.isatty() and not arguments.quiet else None,
         realtime=arguments.realtime,
         keep=not arguments.loop,
+        strict=arguments.strict,
+        overwrite=arguments.overwrite,
     )
     status = _run_once(arguments, options)
     while arguments.loop and status == 0:

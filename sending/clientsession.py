@@ -24,7 +24,7 @@ import ismrmrd
 import numpy as np
 
 from connection import Connection
-from constants import MessageId
+from constants import NO_SUCH_MODULE, MessageId
 from mrdio.codec import MrdError
 from mrdio.h5groups import MrdFileError
 from mrdio.limits import Limits
@@ -43,6 +43,10 @@ INTERRUPT_WAIT = 1.0  # time that an interrupted run may take to end [s]
 
 class ClientError(Exception):
     """The session cannot be held; the message says why in one line."""
+
+
+class _Unwanted(Exception):
+    """The server runs another module than the one that was asked for; the message is the server's."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,11 @@ class ClientOptions:
         Whether readouts and waveforms leave at the pace of their time stamps, as from a scanner.
     keep : bool
         Whether the images that come back are kept; else there is no output.
+    strict : bool
+        Whether it is an error, which ends the session, when the server runs its default module in place of one that it
+        does not know. (A module that fails is an error anyway, with or without fallback images.)
+    overwrite : bool
+        Whether a group of the output that is there already is replaced; else images are added to it.
     """
 
     source: Path
@@ -95,6 +104,8 @@ class ClientOptions:
     progress: Callable[[int, int | None, int], None] | None = None
     realtime: bool = False
     keep: bool = True
+    strict: bool = False
+    overwrite: bool = False
 
 
 @dataclass
@@ -115,6 +126,8 @@ class Result:
         Stream file that holds the images instead, where they could not be put into the output.
     pace : str
         How well the pace of the scan was kept, where that was asked for.
+    overwrite : bool
+        Whether the images replace those of the group.
     """
 
     output: Path
@@ -126,6 +139,7 @@ class Result:
     fallbacks: int = 0
     part: Path | None = None
     pace: str = ""
+    overwrite: bool = False
 
 
 class _Receiver(threading.Thread):
@@ -153,6 +167,10 @@ class _Receiver(threading.Thread):
         except MrdError as error:
             self._result.errors.append(f"the session broke off: {error}")
             self.complete = True
+        except _Unwanted as error:
+            self._result.errors.append(str(error))
+            self.complete = True
+            self._connection.abort()
         except Exception as error:  # noqa: BLE001 -- whatever keeps images from being kept is an error of the session
             self._result.errors.append(f"what came back could not be kept: {error}")
             self._connection.abort()
@@ -166,9 +184,12 @@ class _Receiver(threading.Thread):
             level, rest = logging.INFO, text
         # Control characters from a server must not change the terminal.
         rest = "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in rest.strip())
-        logger.log(level, "server: %s", rest)
+        first, _, further = rest.partition("\n")
+        logger.log(level, "server: %s", first, extra={"traceback": further})
         if level >= logging.ERROR:
-            self._result.errors.append(rest.splitlines()[0] if rest else "an error without text")
+            self._result.errors.append(first or "an error without text")
+        elif self._options.strict and first.startswith(NO_SUCH_MODULE):
+            raise _Unwanted(first)
 
     def _fixed(self, item: Any) -> Any:
         if not (self._options.fix_transposed and isinstance(item, ismrmrd.Image)):
@@ -246,7 +267,7 @@ def run(options: ClientOptions) -> Result:
         If it is interrupted; a note says where the images that came until then are kept.
     """
     group = options.out_group or str(datetime.now())
-    result = Result(_output_path(options, group), group)
+    result = Result(_output_path(options, group), group, overwrite=options.overwrite)
     start = time.monotonic()
     with open_source(options.source, options.in_group, options.send_waveforms) as source:
         part = PartFile(result.output, source.header_xml or "")
@@ -255,7 +276,7 @@ def run(options: ClientOptions) -> Result:
             result.seconds = time.monotonic() - start
             if part.path is not None:
                 result.part = part.path
-                if complete:
+                if complete and not (options.overwrite and result.errors):  # a failed run replaces no earlier one
                     _join(part.path, result)
         except BaseException as error:
             if part.path is not None and part.path.exists():  # else it has just joined the output
@@ -266,7 +287,7 @@ def run(options: ClientOptions) -> Result:
 
 def _join(part: Path, result: Result) -> None:
     try:
-        join_in_process(part, result.output, result.group)
+        join_in_process(part, result.output, result.group, result.overwrite)
         result.part = None
     except MrdFileError as error:
         result.errors.append(f"what came back could not be kept in {result.output}: {error}")
@@ -274,7 +295,7 @@ def _join(part: Path, result: Result) -> None:
 
 def where_kept(part: Path, result: Result) -> str:
     """Sentence that names the stream file of a run, and the command that puts it into the output."""
-    command = join_command(part, result.output, result.group)
+    command = join_command(part, result.output, result.group, result.overwrite)
     return f"what came in is kept in {part}; this puts it into {result.output}: {command}"
 
 
@@ -322,7 +343,7 @@ def _output_path(options: ClientOptions, group: str) -> Path:
         raise ClientError(f"the output would overwrite the input {options.source}: name another with -o")
     if not output.resolve().parent.is_dir():
         raise ClientError(f"there is no folder {output.resolve().parent} for the output")
-    check_output(output, group)  # an output that cannot be written is reported before the scan
+    check_output(output, group, options.overwrite)  # an output that cannot be written is reported before the scan
     return output
 
 
