@@ -35,6 +35,7 @@ from sending.pacing import Pace
 
 logger = logging.getLogger(__name__)
 
+BESIDE_CLIENT = Path(__file__).resolve().parents[1]
 CONNECT_PATIENCE = 5.0  # a server that is just starting may refuse connections for this long [s]
 CONNECT_PAUSE = 0.2
 PROGRESS_STEP = 0.2  # time between two calls of `ClientOptions.progress` while data are sent [s]
@@ -225,20 +226,26 @@ def connect(address: str, port: int, timeout: float) -> socket.socket:
 
 
 def json_parameters(options: ClientOptions, of_file: str | None) -> str | None:
-    """JSON parameters to send: a local ``<config>.json``, else those of the input file.
+    """JSON parameters to send.
+
+    They are looked for in ``<config>.json`` in the current folder, then in the input file, then in ``<config>.json``
+    beside the client, where those of the modules that come with it are.
 
     Raises
     ------
     ClientError
         If they are no JSON object.
     """
-    local = Path(f"{options.config}.json")
-    if options.config_file is None and local.is_file():
+    local, ours = (folder / f"{options.config}.json" for folder in (Path(), BESIDE_CLIENT))
+    may_be_local = options.config_file is None
+    if may_be_local and local.is_file():
         text, where = _read_text(local), str(local)
         if of_file:
             logger.warning("%s replaces the JSON parameters of the input file", local)
     elif of_file:
         text, where = of_file, str(options.source)
+    elif may_be_local and ours.is_file():
+        text, where = _read_text(ours), str(ours)
     else:
         return None
     try:

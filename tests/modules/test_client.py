@@ -211,6 +211,34 @@ def test_json_parameters_of_the_file_are_sent(raw, peer_server):
     assert json.loads(peer.received[2]) == {"parameters": {"a": 1}}
 
 
+@pytest.mark.parametrize(
+    ("places", "sent"), [("here file beside", "here"), ("file beside", "file"), ("beside", "beside"), ("", None)]
+)
+def test_json_parameters_are_looked_for_here_in_the_file_and_beside_the_client(
+    raw, peer_server, in_folder, monkeypatch, places, sent
+):
+    from mrdio.mrdfile import MrdWriter
+
+    monkeypatch.setattr(clientsession, "BESIDE_CLIENT", in_folder / "client")
+    (in_folder / "client").mkdir()
+    for place, folder in (("here", in_folder), ("beside", in_folder / "client")):
+        if place in places:
+            (folder / "images.json").write_text(json.dumps({"parameters": {"from": place}}))
+    if "file" in places:
+        with MrdWriter(raw) as writer:
+            writer.write_json_parameters('{"parameters": {"from": "file"}}')
+    peer = peer_server()
+    run(raw, peer)
+    peer.join()
+    texts = [json.loads(item)["parameters"]["from"] for item in peer.received[2:] if isinstance(item, str)]
+    assert texts == ([sent] if sent else [])
+
+
+def test_json_files_of_our_modules_are_found_from_any_folder(in_folder):
+    options = client.ClientOptions(Path("raw.h5"), config="analyzeflow")
+    assert json.loads(clientsession.json_parameters(options, None))["parameters"]["venc"] == 0
+
+
 def test_broken_json_file_is_an_error_that_names_it(raw, in_folder):
     (in_folder / "images.json").write_text('{"parameters": ')
     with pytest.raises(client.ClientError, match=r"images\.json cannot be read"):
