@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ from mrdio.h5groups import MrdFileError
 from mrdio.limits import Limits
 from mrdio.mrdheader import parse_header
 from mrdio.mrdsource import Item, Source, open_source
+from sending.exports import GROUP, exported, writer_for
 from sending.outputfile import PartFile, check_output, join_command, join_in_process
 from sending.pacing import Pace
+from sending.pipes import STANDARD
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,8 @@ class ClientOptions:
     in_group, out_group : str or None
         Groups of the input and output files; None: the only one, and the date and time.
     output : Path or None
-        Output file; None: the input's name with ``_results.h5``.
+        Output file; None: the input's name with ``_results.h5``. A name that ends in another way than .h5 may mean
+        another format (`exports`).
     address, port : str, int
         Where the server listens.
     config : str
@@ -129,6 +132,8 @@ class Result:
         How well the pace of the scan was kept, where that was asked for.
     overwrite : bool
         Whether the images replace those of the group.
+    files : list of Path
+        The files that were made, where the output is no MRD .h5 file.
     """
 
     output: Path
@@ -141,6 +146,7 @@ class Result:
     part: Path | None = None
     pace: str = ""
     overwrite: bool = False
+    files: list[Path] = field(default_factory=list)
 
 
 class _Receiver(threading.Thread):
@@ -273,6 +279,23 @@ def run(options: ClientOptions) -> Result:
     KeyboardInterrupt
         If it is interrupted; a note says where the images that came until then are kept.
     """
+    writer = writer_for(options.output) if options.keep else None
+    if options.output is None or writer is None:
+        return _run(options)
+    if options.out_group and options.output != STANDARD:
+        raise ClientError(f"{options.output} has no groups: leave out -G, or name an .h5 file with -o")
+    with exported(options.output, writer, options.overwrite) as export:
+        result = _run(replace(options, output=export.images, out_group=options.out_group or GROUP))
+        if result.part is None:
+            result.output = options.output
+            try:
+                result.files = export.write(result.group)
+            except MrdFileError as error:
+                result.errors.append(str(error))
+    return result
+
+
+def _run(options: ClientOptions) -> Result:
     group = options.out_group or str(datetime.now())
     result = Result(_output_path(options, group), group, overwrite=options.overwrite)
     start = time.monotonic()
