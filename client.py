@@ -48,15 +48,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Sends an MRD file to an MRD server and keeps the images that come back."
     )
     add = parser.add_argument
-    add("filename", type=Path, help="input: MRD .h5 file or ISMRMRD stream file; - is standard input")
+    output = "output: MRD .h5 file, or NIfTI if it ends in .nii or .nii.gz (default: the input's name with _results.h5)"
+    output += "; - is standard output"
+    add("filename", type=Path, help="input: MRD .h5, ISMRMRD stream or NIfTI file; - is standard input")
     add("-a", "--address", default="localhost", help="address of the server (default: %(default)s)")
     add("-p", "--port", type=number(1, high=65535), default=9002, help="port of the server (default: %(default)s)")
-    add(
-        "-o",
-        "--outfile",
-        type=Path,
-        help="output file (default: the input's name with _results.h5); - is standard output",
-    )
+    add("-o", "--outfile", type=Path, help=output)
     add("-g", "--in-group", help="group of the input file (default: the only one)")
     add("-G", "--out-group", help="group of the output file (default: date and time)")
     add("--overwrite", action="store_true", help="replace the group of the output file if it is there already")

@@ -29,8 +29,9 @@ from mrdio.codec import MrdError
 from mrdio.h5groups import MrdFileError
 from mrdio.limits import Limits
 from mrdio.mrdheader import parse_header
-from mrdio.mrdsource import Item, Source, open_source
+from mrdio.mrdsource import Item, Source
 from sending.exports import GROUP, exported, writer_for
+from sending.inputs import open_input
 from sending.outputfile import PartFile, check_output, join_command, join_in_process
 from sending.pacing import Pace
 from sending.pipes import STANDARD
@@ -59,7 +60,7 @@ class ClientOptions:
     Attributes
     ----------
     source : Path
-        MRD .h5 or ISMRMRD stream file.
+        File that is sent, in one of the formats of `inputs`.
     in_group, out_group : str or None
         Groups of the input and output files; None: the only one, and the date and time.
     output : Path or None
@@ -299,7 +300,7 @@ def _run(options: ClientOptions) -> Result:
     group = options.out_group or str(datetime.now())
     result = Result(_output_path(options, group), group, overwrite=options.overwrite)
     start = time.monotonic()
-    with open_source(options.source, options.in_group, options.send_waveforms) as source:
+    with open_input(options.source, options.in_group, options.send_waveforms) as source:
         part = PartFile(result.output, source.header_xml or "")
         try:
             complete = _hold_session(source, part, options, result)

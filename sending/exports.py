@@ -12,20 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from mrdio import nifti
 from mrdio.h5groups import MrdFileError
+from sending.niftiimages import write_group
 from sending.pipes import STANDARD, check_output_pipe, to_output_pipe
 
 GROUP = "dataset"
 
-Writer: TypeAlias = Callable[[Path, str, Path], list[Path]]
+Writer: TypeAlias = Callable[[Path, str, Path, bool], list[Path]]
 
 
-def _copy_out(source: Path, group: str, output: Path) -> list[Path]:
+def _copy_out(source: Path, group: str, output: Path, overwrite: bool) -> list[Path]:
     to_output_pipe(source)
     return [output]
 
 
-WRITERS: dict[str, Writer] = {}  # by the end of the output's name
+WRITERS: dict[str, Writer] = dict.fromkeys(nifti.NAMES, write_group)  # by the end of the output's name
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,14 @@ class Export:
         The .h5 file, in a folder of its own.
     writer : callable
         Makes the output of a group of the .h5 file, and returns the files that it has made.
+    overwrite : bool
+        Whether files that are there already are replaced.
     """
 
     output: Path
     images: Path
     writer: Writer
+    overwrite: bool
 
     def write(self, group: str) -> list[Path]:
         """Make the output of what the .h5 file holds; returns the files, none if there were no images.
@@ -57,7 +62,7 @@ class Export:
         made: list[Path] = []
         if self.images.exists():
             try:
-                made = self.writer(self.images, group, self.output)
+                made = self.writer(self.images, group, self.output, self.overwrite)
             except (OSError, ValueError) as error:
                 name = "standard output" if self.output == STANDARD else self.output
                 text = f"{name} cannot be written: {error}; the images are kept in {self.images}"
@@ -92,7 +97,7 @@ def exported(output: Path, writer: Writer, overwrite: bool) -> Iterator[Export]:
     except OSError as error:
         raise MrdFileError(f"{output} cannot be written: {error}") from error
     try:
-        yield Export(output, folder / "images.h5", writer)
+        yield Export(output, folder / "images.h5", writer, overwrite)
     finally:
         with contextlib.suppress(OSError):  # there are images in it, or it has gone
             folder.rmdir()
