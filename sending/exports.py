@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from mrdio import nifti
+from mrdio import mrd2, nifti
 from mrdio.h5groups import MrdFileError
-from sending.niftiimages import write_group
+from sending import mrd2streams, niftiimages
 from sending.pipes import STANDARD, check_output_pipe, to_output_pipe
 
 GROUP = "dataset"
@@ -27,7 +27,10 @@ def _copy_out(source: Path, group: str, output: Path, overwrite: bool) -> list[P
     return [output]
 
 
-WRITERS: dict[str, Writer] = dict.fromkeys(nifti.NAMES, write_group)  # by the end of the output's name
+WRITERS: dict[str, Writer] = {  # by the end of the output's name
+    **dict.fromkeys(nifti.NAMES, niftiimages.write_group),
+    **dict.fromkeys(mrd2.NAMES, mrd2streams.write_group),
+}
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,11 @@ def exported(output: Path, writer: Writer, overwrite: bool) -> Iterator[Export]:
     Raises
     ------
     MrdFileError
-        If the output is there already and is not to be overwritten, or cannot be written.
+        If the output is there already and is not to be overwritten, cannot be written, or needs a package that is
+        missing.
     """
+    if writer is mrd2streams.write_group:
+        mrd2.package()
     if output == STANDARD:
         check_output_pipe()
     elif output.exists() and not overwrite:

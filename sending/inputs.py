@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from mrdio import nifti
+from mrdio import mrd2, nifti
 from mrdio.mrdsource import Source, open_source
+from sending.mrd2streams import open_mrd2
 from sending.niftiimages import open_nifti
 
 
@@ -13,7 +14,7 @@ def open_input(path: Path, group: str | None = None, waveforms: bool = False) ->
     Parameters
     ----------
     path : Path
-        An MRD .h5 file, an ISMRMRD stream or a NIfTI file.
+        An MRD .h5 file, an ISMRMRD stream, an MRD version 2 stream or a NIfTI file.
     group, waveforms
         As for `open_source`.
 
@@ -22,6 +23,9 @@ def open_input(path: Path, group: str | None = None, waveforms: bool = False) ->
     MrdFileError
         If it is none of these, cannot be read or holds no data.
     """
-    if path.is_file() and nifti.is_nifti(path):
-        return open_nifti(path)
+    if path.is_file():
+        if nifti.is_nifti(path):
+            return open_nifti(path)
+        if mrd2.is_mrd2(path):
+            return open_mrd2(path, waveforms)
     return open_source(path, group, waveforms)

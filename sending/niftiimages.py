@@ -192,7 +192,7 @@ def _by_orientation(images: Iterable[ismrmrd.Image]) -> list[list[_Slice]]:
     stacks: list[list[_Slice]] = []
     for image in images:
         head = image.getHead()
-        planes = to_planes(head) or [None] * image.data.shape[1]
+        planes: Sequence[Plane | None] = to_planes(head) or [None] * image.data.shape[1]
         for index, plane in enumerate(planes):
             each = _Slice(image.data[:, index], head, plane)
             stack = next((stack for stack in stacks if stack[0].is_parallel_to(each)), None)
