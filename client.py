@@ -48,9 +48,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Sends an MRD file to an MRD server and keeps the images that come back."
     )
     add = parser.add_argument
-    output = "output: MRD .h5 file, or NIfTI if it ends in .nii or .nii.gz (default: the input's name with _results.h5)"
-    output += "; - is standard output"
-    add("filename", type=Path, help="input: MRD .h5, ISMRMRD stream or NIfTI file; - is standard input")
+    source = "input: MRD .h5, ISMRMRD stream, MRD version 2 stream or NIfTI file; - is standard input"
+    output = "output: MRD .h5 file, NIfTI if it ends in .nii or .nii.gz, MRD version 2 stream if it ends in .mrd2 "
+    output += "(default: the input's name with _results.h5); - is standard output"
+    add("filename", type=Path, help=source)
     add("-a", "--address", default="localhost", help="address of the server (default: %(default)s)")
     add("-p", "--port", type=number(1, high=65535), default=9002, help="port of the server (default: %(default)s)")
     add("-o", "--outfile", type=Path, help=output)
