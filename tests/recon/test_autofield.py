@@ -18,7 +18,7 @@ from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan, simulate
 from spiral_sessions import Client, configure, error
 
-MATRIX, ARMS = 64, 34
+MATRIX, ARMS = 48, 34
 LINEAR = OffResonance(60, 220, -150)
 VIALS = (-60.0, 20.0, 110.0)
 NONE = OffResonance()
@@ -26,7 +26,7 @@ NONE = OffResonance()
 
 @pytest.fixture(scope="module")
 def trajectory():
-    return design_spiral(SpiralDesign(resolution=0.256 / MATRIX, interleaves=6, arms=ARMS))
+    return design_spiral(SpiralDesign(resolution=0.256 / MATRIX, interleaves=4, arms=ARMS))
 
 
 def scan_of(trajectory, readouts=ARMS, **options):
@@ -116,9 +116,9 @@ MODULES = {
     simplenufft: {},
     simplenufft1arm: {"arms_per_frame": ARMS, "window_shift": 17},
     rtspiral_bart_tvrecon: {
-        "backend": "native", "num_iter": 8, "arms_per_frame": 17, "fov_oversampling": 1.0, "num_chunks": 1
+        "backend": "native", "num_iter": 3, "arms_per_frame": 34, "fov_oversampling": 1.0, "num_chunks": 1
     },
-    rtspiral_live_tvrecon: {"arms_per_frame": 17, "num_iter": 4, "calibration_arms": 51},
+    rtspiral_live_tvrecon: {"arms_per_frame": 17, "num_iter": 2, "calibration_arms": 51},
 }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def learned_at_once(monkeypatch):
 @pytest.mark.usefixtures("learned_at_once")
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_modules_learn_the_field_and_correct_it(trajectory, monkeypatch, tmp_path, module):
-    options = {"readouts": 170, "noise": 0.0}
+    options = {"readouts": 102, "noise": 0.0}
     plain, disturbed = (scan_of(trajectory, **options, off_resonance=field) for field in (NONE, LINEAR))
     wanted, blurred, sharp = (
         run(monkeypatch, tmp_path, module, simulation, field_map=setting)
@@ -175,7 +175,7 @@ def test_frames_go_on_while_the_new_grids_fill(trajectory, monkeypatch, tmp_path
     stamps = [[(image.slice, image.acquisition_time_stamp) for image in one.images] for one in (blurred, sharp)]
     assert stamps[0] == stamps[1]
     levels = sharp.pixels.mean(axis=(1, 2)) / blurred.pixels.mean(axis=(1, 2))
-    np.testing.assert_allclose(levels, 1, atol=0.05)
+    np.testing.assert_allclose(levels, 1, atol=0.1)
     changed = np.abs(sharp.pixels - blurred.pixels).max(axis=(1, 2)) > 0.02 * blurred.pixels.max()
     assert changed.any()
     assert not changed[:2].any()
