@@ -19,7 +19,8 @@ from mrdio.commandline import number
 from recon.configuration import project_path
 from recon.gradientresponse import load_girf
 from recon.trajectory import SIGNATURE_LENGTH, Trajectory, read_metafile, write_metafile
-from simulation import trajectories
+from simulation import trajectories, twoechoes
+from simulation.fields import OffResonance
 from simulation.rawfile import beside, write_raw
 from simulation.spiraldesign import SpiralDesign, arm_rotation, design_spiral, synthetic_girf
 from simulation.spiralsimulation import UNITS, Scan, simulate
@@ -99,6 +100,10 @@ def make_scan(options: argparse.Namespace) -> Scan:
         remove_oversampling=options.remove_oversampling,
         still=options.still,
         point=None if options.point is None else tuple(options.point),
+        vials=tuple(options.vials),
+        off_resonance=OffResonance(*options.off_resonance),
+        field_strength=options.field_strength,
+        concomitant=options.concomitant,
         heart_rate=options.heart_rate,
         breathing_rate=options.breathing_rate,
         waveforms=not options.no_waveforms,
@@ -163,10 +168,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--dummies", type=number(0, high=100_000), default=scan.dummies, help="dummy readouts before imaging")
     add("--drop", type=number(0, high=1_000_000), default=scan.lost, help="imaging readouts that get lost")
 
+    add = parser.add_argument_group("fields").add_argument
+    add("--off-resonance", type=float, nargs="+", default=(0.0,), metavar="HZ", help="in the centre, and its growth "
+        "from left to right and from top to bottom of the image")  # fmt: skip
+    add("--field-strength", type=float, default=scan.field_strength, metavar="T",
+        help="main field [T]; by default 0.55 with concomitant fields, 3 without")  # fmt: skip
+    add("--concomitant", action="store_true", help="with the concomitant fields of the gradients; unless slices are "
+        "axial this takes a second or so for each readout")  # fmt: skip
+    add("--field-map-scan", choices=twoechoes.KINDS, help="write the scan of two echoes, too, that a field map is "
+        "made of; the raw data name it as a dependency")  # fmt: skip
+    add("--field-map-echo-times", type=float, nargs=2, default=[1e3 * each for each in twoechoes.ECHO_TIMES],
+        metavar="MS", help="of that scan")  # fmt: skip
+
     add = parser.add_argument_group("object and physiology").add_argument
     add("--still", action="store_true", help="nothing moves")
     add("--point", type=float, nargs="+", metavar="MM", help="a small disc at x y, in a stack x y z, [mm] instead of "
         "the chest")  # fmt: skip
+    add("--vials", type=float, nargs="+", default=(), metavar="HZ", help="ellipses that do not touch, each of another "
+        "frequency, instead of the chest")  # fmt: skip
     add("--heart-rate", type=float, default=scan.heart_rate, help="[1/min]")
     add("--breathing-rate", type=float, default=scan.breathing_rate, help="[1/min]")
     add("--pilot-tone-delay", type=float, default=scan.pilot_tone_delay, help="of the pilot tone's triggers [s]")
@@ -174,6 +193,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("-s", "--seed", type=number(0, high=2**32 - 1), default=scan.seed, help="of the random numbers")
 
     options = parser.parse_args(arguments)
+    if len(options.off_resonance) not in (1, 3):
+        parser.error("--off-resonance takes one number, or three")
     for name in ("tr", "seconds", "fov", "resolution"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
@@ -197,6 +218,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scan = make_scan(options)
         simulation = simulate(trajectory, scan)
         streams = (simulation.acquisitions(), simulation.waveforms())
+        map_file = None
+        if options.field_map_scan is not None:
+            map_file = beside(options.output, "fieldmap.h5")
+            echo_times = tuple(1e-3 * each for each in options.field_map_echo_times)
+            two_echoes = twoechoes.scan_of(simulation, options.field_map_scan, echo_times)
+            write_raw(two_echoes.header, (two_echoes.acquisitions(),), map_file, options.dataset)
+            twoechoes.depend(simulation.header, two_echoes.header)
         readouts, packets = write_raw(simulation.header, streams, options.output, options.dataset)
         simulation.truth.save(truth_file)
         girf_file = _write_girf(options, scan)
@@ -212,6 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f", {1e2 * trajectory.fov:g} cm, {1e3 * trajectory.resolution:g} mm, {size}\n"
         f"truth {truth_file}"
     )
+    if map_file is not None:
+        print(f"scan of two echoes {map_file}: send it first, with the config savedep")
     if girf_file is not None:
         print(f"gradient impulse response {girf_file}: name it as girf_file in the configuration")
     return 0

@@ -22,7 +22,7 @@ import mrdhelper
 from connection import Connection
 from recon import configuration, noise, spiral
 from recon.configuration import SpiralConfig, parameter
-from recon.fieldcorrection import open_correction
+from recon.fieldsources import open_correction
 from recon.readouts import Readouts, receive
 from solvers import backends, movies
 from solvers.problem import IterativeReconstruction
@@ -69,7 +69,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     settings = configuration.load(TfdConfig)
     options = settings.reconstruction
     solver = backends.open_solver(options, connection.send_text, connection.info)
-    fields = open_correction(options, metadata, connection.info, connection.warn)
+    fields = open_correction(options, metadata, connection, settings.metafile_paths)
     scan = spiral.SpiralScan(
         settings, metadata, connection.warn, keep_waveforms=True, tell=connection.info, fields=fields
     )

@@ -22,7 +22,7 @@ import mrdhelper
 from connection import Connection
 from recon import configuration, nufft, realtime, spiral, viewsharing
 from recon.configuration import SpiralConfig
-from recon.fieldcorrection import open_correction
+from recon.fieldsources import open_correction
 from recon.readouts import Readouts
 from solvers import liveslices, livestart, movies
 from solvers.backends import NativeSolver
@@ -70,7 +70,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     settings = configuration.load(LiveConfig)
     options = settings.reconstruction
     nufft.open_backend(options.gpu_device)
-    fields = open_correction(options, metadata, connection.info, connection.warn)
+    fields = open_correction(options, metadata, connection, settings.metafile_paths)
     scan = spiral.SpiralScan(settings, metadata, connection.warn, tell=connection.info, fields=fields)
     if scan.nominal is None:
         connection.warn("images begin when the scan is over: only its readouts tell the trajectory, as they come")
@@ -81,6 +81,9 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     frames = liveslices.reconstruct(readouts, scan, options, tr, kept)
     realtime.send(connection, scan, frames, mrdhelper.SeriesScale(metadata, connection.warn))
     if options.final_series and kept:
+        if scan.learns_field:
+            for readouts_of_slice in kept:
+                readouts_of_slice.correct(scan.correction(readouts_of_slice.first))
         solver = NativeSolver(options.gpu_device, Reporter(connection.send_text))
         series = movies.divide(
             kept, solver, arms=options.arms_per_frame, frames=max(map(len, kept)) // options.arms_per_frame or 1,

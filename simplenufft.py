@@ -18,7 +18,8 @@ import mrdhelper
 from connection import Connection
 from recon import configuration, noise, noncartesian, nufft
 from recon.configuration import FieldSettings, MetafileConfig, parameter
-from recon.fieldcorrection import FieldCorrection, open_correction
+from recon.fieldcorrection import FieldCorrection
+from recon.fieldsources import open_correction
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
         The MRD header.
     """
     settings = configuration.load(NufftConfig)
-    fields = open_correction(settings.reconstruction, metadata, connection.info, connection.warn)
+    fields = open_correction(settings.reconstruction, metadata, connection, settings.metafile_paths)
     to_pixels = mrdhelper.SeriesScale(metadata, connection.warn)
     readouts = noise.prewhiten(
         connection, metadata, settings.reconstruction.prewhiten, connection.info, connection.warn, connection.dependency

@@ -20,8 +20,10 @@ import mrdhelper
 from connection import Connection
 from recon import configuration, nufft, realtime, spiral
 from recon.configuration import SpiralConfig, SpiralReconstruction, parameter
-from recon.fieldcorrection import open_correction
+from recon.fieldcorrection import Correction
+from recon.fieldlearning import learning
 from recon.fieldplan import with_fields
+from recon.fieldsources import open_correction
 from recon.realtime import Frame
 from recon.spiralreadout import SpiralReadout
 from recon.viewsharing import (
@@ -91,7 +93,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     settings = configuration.load(ViewSharingConfig)
     nufft.open_backend(settings.reconstruction.gpu_device)
     hold = FOOTPRINT if settings.reconstruction.ignore_arms_per_frame else settings.reconstruction.arms_per_frame
-    fields = open_correction(settings.reconstruction, metadata, connection.info, connection.warn)
+    fields = open_correction(settings.reconstruction, metadata, connection, settings.metafile_paths)
     scan = spiral.SpiralScan(settings, metadata, connection.warn, tell=connection.info, hold=hold, fields=fields)
 
     readouts = realtime.receive(connection, scan, metadata, settings.reconstruction.prewhiten)
@@ -123,30 +125,47 @@ def reconstruct(
         The frames of all slices together would take more memory than the machine can spare.
     """
     length, shift = settings.arms_per_frame, settings.window_shift
+    if settings.ignore_arms_per_frame:
+        length = shift = scan.designed.interleaves
     plan_of = functools.lru_cache(maxsize=8)(functools.partial(plan_for, scan, settings=settings))
     slices: dict[int, SharedViews] = {}
+    following: dict[int, SharedViews] = {}  # with a new correction, until they have a window of arms
     dropped = 0
-    for readout in readouts:
-        scan.ledger.begin(readout.arrival, readout.moment)
-        number = readout.head.idx.slice
-        here = slices.get(number)
-        if here is None or here.place != scan.place_of(readout):
-            if settings.ignore_arms_per_frame:
-                length = shift = scan.designed.interleaves
-            uncorrected, coil_count = plan_of(scan.trajectory_of(readout)), readout.samples.shape[0]
-            correction = in_time(scan.correction(readout), uncorrected, scan, coil_count, shift, tr)
-            plan = with_fields(uncorrected, correction)
-            windows = len(slices | {number: here})
-            check_memory(plan, coil_count, length, shift, windows, settings.gpu_device)
-            here = slices[number] = SharedViews(
-                plan, readout, length, shift, settings.coil_combine == "adaptive", scan.place_of(readout),
-                functools.partial(plan_of_new_arm, scan, settings, correction),
-            )  # fmt: skip
-        grid = here.add(readout)
-        if grid is not None and here.usable_part < USABLE_PART:
-            dropped += 1
-        elif grid is not None:
-            yield Frame(*here.frame(grid), arrival=readout.arrival, arrival_time=scan.ledger.epoch(readout.arrival))
+
+    def terms_in_time(correction: Correction | None, readout: SpiralReadout) -> Correction | None:
+        plan = plan_of(scan.trajectory_of(readout))
+        return in_time(correction, plan, scan, readout.samples.shape[0], shift, tr)
+
+    def open_views(readout: SpiralReadout, correction: Correction | None) -> SharedViews:
+        plan, coil_count = with_fields(plan_of(scan.trajectory_of(readout)), correction), readout.samples.shape[0]
+        windows = len(slices | following | {readout.head.idx.slice: None})
+        check_memory(plan, coil_count, length, shift, windows, settings.gpu_device)
+        return SharedViews(
+            plan, readout, length, shift, settings.coil_combine == "adaptive", scan.place_of(readout),
+            functools.partial(plan_of_new_arm, scan, settings, correction),
+        )  # fmt: skip
+
+    with learning(scan, terms_in_time) as learner:
+        for readout in readouts:
+            scan.ledger.begin(readout.arrival, readout.moment)
+            number = readout.head.idx.slice
+            here = slices.get(number)
+            if here is None or here.place != scan.place_of(readout):
+                here = slices[number] = open_views(readout, terms_in_time(scan.correction(readout), readout))
+                following.pop(number, None)
+            elif here.begins_frame:
+                changed, correction = learner.news(number)
+                if changed:
+                    following[number] = open_views(readout, correction)
+            learner.add(readout)
+            grid = here.add(readout)
+            if number in following and (better := following[number].add(readout)) is not None:
+                here, grid = following.pop(number), better
+                slices[number] = here
+            if grid is not None and here.usable_part < USABLE_PART:
+                dropped += 1
+            elif grid is not None:
+                yield Frame(*here.frame(grid), arrival=readout.arrival, arrival_time=scan.ledger.epoch(readout.arrival))
     if dropped:
         scan.warn(f"{dropped} frame(s) were not made: fewer than half of their readouts could be used")
 

@@ -28,7 +28,7 @@ import mrdhelper
 from connection import Connection
 from recon import configuration, memory, noise, physio, physiobins, spiral
 from recon.configuration import SpiralConfig, parameter
-from recon.fieldcorrection import open_correction
+from recon.fieldsources import open_correction
 from recon.readouts import Readouts, prepare_each, receive
 from solvers import backends as solvers
 from solvers.linops import arm_fields
@@ -98,7 +98,7 @@ def process(connection: Connection, config: Any, metadata: Any) -> None:
     warn, tell = connection.warn, connection.info
     settings = configuration.load(XdConfig)
     solver = solvers.open_solver(settings.reconstruction, connection.send_text, tell)
-    fields = open_correction(settings.reconstruction, metadata, tell, warn)
+    fields = open_correction(settings.reconstruction, metadata, connection, settings.metafile_paths)
     scan = spiral.SpiralScan(settings, metadata, warn, keep_waveforms=True, tell=tell, fields=fields)
 
     prewhiten = settings.reconstruction.prewhiten

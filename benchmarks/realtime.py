@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ismrmrd
 from streaming import PROJECT, running_server
@@ -44,10 +45,11 @@ class Case:
         """For the table."""
         return f"{self.matrix} x {self.matrix}, {self.coils} coils"
 
-    def simulation(self) -> Simulation:
-        """One turn through the metafile's 144 arms."""
+    def simulation(self, **options: Any) -> Simulation:
+        """One turn through the metafile's 144 arms; options are those of `Scan`."""
         design = SpiralDesign(resolution=0.256 / self.matrix, interleaves=self.interleaves)
-        return simulate(design_spiral(design), Scan(readouts=144, coils=self.coils, tr=TR, still=True, waveforms=False))
+        scan = Scan(**{"readouts": 144, "coils": self.coils, "tr": TR, "still": True, "waveforms": False} | options)
+        return simulate(design_spiral(design), scan)
 
 
 SMALL, LARGE, GPU = Case(128, 8, 23), Case(192, 16, 36), Case(256, 32, 48)
@@ -74,11 +76,11 @@ class Desk:
         (folder / "seq_meta").mkdir()
         self.configure(-1)
 
-    def configure(self, gpu_device: int) -> None:
-        """Write the configuration."""
+    def configure(self, gpu_device: int, *lines: str) -> None:
+        """Write the configuration, with further lines of its table."""
         (self.folder / ViewSharingConfig.FILE).write_text(
             f'metafile_paths = ["seq_meta"]\n[reconstruction]\narms_per_frame = {ARMS_PER_FRAME}\n'
-            f"window_shift = {WINDOW_SHIFT}\ngpu_device = {gpu_device}\n"
+            f"window_shift = {WINDOW_SHIFT}\ngpu_device = {gpu_device}\n" + "\n".join(lines)
         )
 
     def write(self, simulation: Simulation, arms: int) -> Path:
@@ -109,6 +111,7 @@ class Outcome:
     backlog: int
     behind: bool
     seconds: float
+    terms: int  # of the field correction
 
 
 def outcome(client: subprocess.Popen) -> Outcome:
@@ -121,7 +124,8 @@ def outcome(client: subprocess.Popen) -> Outcome:
     if client.returncode or not numbers or not seconds:
         raise RuntimeError(text)
     images, rate, p50, p99, backlog = (float(number) for number in numbers.groups())
-    return Outcome(p50, p99, rate, int(backlog), "behind the scan" in text, images / rate)
+    terms = [int(count) for count in re.findall(r"(\d+) term\(s\)", text)]
+    return Outcome(p50, p99, rate, int(backlog), "behind the scan" in text, images / rate, terms[-1] if terms else 0)
 
 
 def paced(desk: Desk, seconds: float) -> list[str]:

@@ -1,6 +1,7 @@
 """Checks of the configuration files, and of the files that they name."""
 
 import inspect
+import logging
 import socket
 import sys
 import tomllib
@@ -11,12 +12,15 @@ from urllib.parse import urlsplit
 
 from checks.finding import Finding, fault, ok, warning
 from checks.machine import bart, gpu
-from recon import gradientresponse
+from recon import fieldsources, gradientresponse
 from recon.configuration import PROJECT_FOLDER, ConfigurationError, load, project_path
+from recon.fieldmap import FieldMapError, read_file
 from recon.gradientresponse import GirfError
 from recon.pulseq import check_signature
 from recon.trajectory import TrajectoryError, read_metafile
 from serving.module_loader import ModuleError, ModuleLoader
+
+logger = logging.getLogger(__name__)
 
 CONNECT_WAIT = 2.0  # for the scheduler of a cluster [s]
 
@@ -87,6 +91,13 @@ def _named_files(file: str, settings: Any) -> Iterator[Finding]:
             yield ok("response", f"{file}: {_shown(path)} can be read")
         except GirfError as error:
             yield fault("response", f"{file}: {error}")
+    name = getattr(options, "field_map", "")
+    if name not in ("", fieldsources.AUTO, fieldsources.DEPENDENCY):
+        try:
+            read_file(project_path(name), logger.warning)
+            yield ok("field map", f"{file}: {_shown(project_path(name))} can be read")
+        except FieldMapError as error:
+            yield fault("field map", f"{file}: {error}")
     if getattr(options, "backend", "") == "bart":
         yield bart(required=True, configured=str(options.BART_TOOLBOX_PATH or ""))
     if (device := getattr(options, "gpu_device", -1)) >= 0:

@@ -37,12 +37,12 @@ def show_line(axes: Axes, line: NDArray, seconds: float, extent: float, white: f
     axes.locator_params(nbins=5)
 
 
-def save(figure: Figure, name: str, dpi: int = 90) -> None:
+def save(figure: Figure, name: str, dpi: int = 90, folder: Path = PICTURES) -> None:
     """Write a picture of the guides as PNG with a palette of 256 colours, a third of the size of all colours."""
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi)
-    path = PICTURES / f"{name}.png"
+    path = folder / f"{name}.png"
     with Image.open(buffer) as picture:
         picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")

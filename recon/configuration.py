@@ -304,7 +304,9 @@ class FieldSettings:
         "Correct the concomitant fields of the gradients. auto: at fields below 1 T.",
         choices=("auto", "on", "off"),
     )
-    field_map: str = parameter("", "Map of the off-resonance; empty: it is not corrected.")
+    field_map: str = parameter(
+        "", 'Map of the off-resonance: empty (not corrected), "auto", "dependency", or a file; see doc/fields.md.'
+    )
     field_tolerance: float = parameter(
         1e-2, "Error of the field correction, relative to the signal: smaller takes longer.", minimum=1e-4, maximum=0.5
     )

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon import concomitant
+from recon.autofield import AutoFieldMap, estimate
 from recon.configuration import ConfigurationError, FieldSettings
 from recon.fieldterms import FieldTerms, Phase, find_terms
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 LOW_FIELD = 1.0  # [T], below which concomitant fields are corrected by themselves
 SAME_PLACE = 5.0  # [mm], by which a plane may move and keep its terms: their phase, about z^2, changes by 10 % at 10 cm
+ASSUMED_DWELL = 1e-6  # [s], where none is known and only the scan's own data tell the field: its unit does not matter
 SAME_TIME = 0.005  # of a readout, by which arms may pass the centre of k-space apart and have their times in common
 
 
@@ -101,6 +103,57 @@ class FieldCorrection:
         """True where any field is to be corrected."""
         return self._b0 is not None or self._map is not None
 
+    @property
+    def learns(self) -> bool:
+        """True where the scan's own data tell the off-resonance, see `learn`."""
+        return isinstance(self._map, AutoFieldMap)
+
+    def is_due(self, head: ismrmrd.AcquisitionHeader) -> bool:
+        """True where the field in the plane of a readout is to be learned, for the first time or again."""
+        return isinstance(self._map, AutoFieldMap) and self._map.is_due(head)
+
+    def learn(
+        self, head: ismrmrd.AcquisitionHeader, plan: Any, samples: NDArray[np.complex64], k: NDArray[np.floating],
+        dwell: float, field_of_view: tuple[float, float],
+    ) -> bool:  # fmt: skip
+        """Learn the off-resonance of a plane from its own data; the client is told what it is.
+
+        Parameters
+        ----------
+        head
+            Of a readout of the plane.
+        plan
+            Weighted adjoint transform of arms that fill k-space.
+        samples
+            complex64 [coil, arm, sample].
+        k, dwell
+            As for `times`, of the same arms; a dwell time of 0 is not known.
+        field_of_view
+            Of the images (x, y) [mm].
+
+        Returns
+        -------
+        True when the terms of the plane have changed.
+        """
+        assert isinstance(self._map, AutoFieldMap)
+        times = self.times(k, self._known_dwell(dwell))
+        if self._b0 is not None:
+            found = find_terms(
+                Phase(times[..., 1:], concomitant.shapes(head, plan.shape, field_of_view)), self._tolerance
+            )
+            if found is not None:
+                samples = samples * Correction(found, found.temporal(times[..., 1:])).demodulation
+        learned = estimate(plan, samples, np.linalg.norm(k, axis=-1), times[..., 0])
+        changed = self._map.keep(head, learned)
+        (self._tell if changed else logger.info)(
+            f"slice {head.idx.slice}: {learned}{'' if dwell > 0 else ', as if a sample took 1 us'}"
+        )
+        return changed
+
+    def _known_dwell(self, dwell: float) -> float:
+        """Time from sample to sample [s]; 0 where it is not known and needed."""
+        return ASSUMED_DWELL if not dwell > 0 and self.learns and self._b0 is None else dwell
+
     def place(self, head: ismrmrd.AcquisitionHeader) -> tuple[float, ...]:
         """Position of a readout, by which terms differ even if the orientation is the same; empty: they do not.
 
@@ -161,6 +214,7 @@ class FieldCorrection:
         """
         if not self.active:
             return None
+        dwell = self._known_dwell(dwell)
         if not dwell > 0:
             if not self._without_dwell:
                 self._warn("fields are not corrected: readouts have no sample_time_us, which tells how long they take")
@@ -220,21 +274,6 @@ class FieldCorrection:
                 f"place of {errors[count]:.2g}; a larger field_tolerance, or fewer coils, takes less"
             )
         return correction.first(fewer)
-
-
-def open_correction(
-    settings: FieldSettings, header: Any, tell: Callable[[str], None], warn: Callable[[str], None]
-) -> FieldCorrection:
-    """Field correction of a scan, with the field map that the configuration names.
-
-    Raises
-    ------
-    ConfigurationError
-        The field map cannot be had; or as `FieldCorrection`.
-    """
-    if settings.field_map:
-        raise ConfigurationError(f'field_map = "{settings.field_map}": field maps cannot be read yet; leave it empty')
-    return FieldCorrection(settings, header, None, tell, warn)
 
 
 def _centre(k: NDArray[np.floating]) -> NDArray[np.intp]:

@@ -215,8 +215,11 @@ def _correction(slab: Slab, fields: FieldCorrection | None) -> Correction | None
         return None
     planes = [each for each in slab.planes if each is not None]
     fov = image_size(slab.encoding)[1]
+    millimetres = 1e3 * fov[0], 1e3 * fov[1]
     k = np.concatenate([each.k for each in planes]) / fov
-    return fields.terms(k, planes[0].dwell, slab.image_heads, slab.shape, (1e3 * fov[0], 1e3 * fov[1]))
+    if len(slab.planes) == 1 and fields.is_due(slab.heads[0]):
+        fields.learn(slab.heads[0], planes[0].plan, planes[0].samples, k, planes[0].dwell, millimetres)
+    return fields.terms(k, planes[0].dwell, slab.image_heads, slab.shape, millimetres)
 
 
 def _received(items: Iterable[Any], source: ArmSource) -> Iterator[ArmReadout]:

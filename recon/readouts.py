@@ -23,6 +23,7 @@ from recon.spiralreadout import SpiralReadout
 logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 64
+FIELD_ARMS = 144  # that a field is learned from, at most
 SCALE_FRAMES = 50  # tell the data's scale as well as all
 
 Prepared = TypeVar("Prepared")
@@ -37,6 +38,8 @@ class Readouts:
 
     Attributes
     ----------
+    first
+        The first of them.
     slice
         Number of the slice.
     samples
@@ -58,18 +61,30 @@ class Readouts:
     def __init__(
         self, first: SpiralReadout, coordinates: NDArray[np.float32], matrix: int, correction: Correction | None = None
     ) -> None:
-        self._first = first
-        single = correction is not None and len(correction) == 1
-        self._demodulation = correction.demodulation if correction is not None and single else None
-        self.correction = None if single else correction
-        self.slice = int(first.head.idx.slice)
+        self.first = first
         self._rows = np.empty((FIRST_ROWS, *first.samples.shape), np.complex64)
+        self.slice = int(first.head.idx.slice)
         self.usable: list[bool] = []
         self.columns: list[int] = []
         self.numbers: list[int] = []
         self.heads: list[ismrmrd.AcquisitionHeader] = []
         self.coordinates = coordinates
         self.matrix = matrix
+        self.correct(correction)
+
+    def correct(self, correction: Correction | None) -> None:
+        """Correct the fields of all readouts, those to come too; only once, and not where a single term was there."""
+        single = correction is not None and len(correction) == 1
+        self._demodulation = correction.demodulation if correction is not None and single else None
+        self.correction = None if single else correction
+        if self._demodulation is not None:
+            for row, column in zip(self.samples, self.columns, strict=True):
+                row *= self._factors(column)
+
+    def _factors(self, column: int) -> NDArray[np.complex64]:
+        """Factors [sample] that demodulate an arm."""
+        assert self._demodulation is not None
+        return self._demodulation[column if len(self._demodulation) > 1 else 0]
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -87,7 +102,7 @@ class Readouts:
         DataError
             It has other coils or another orientation than the first.
         """
-        first = self._first
+        first = self.first
         check_coils(readout, first)
         if readout.orientation != first.orientation:
             raise DataError(
@@ -98,7 +113,7 @@ class Readouts:
             self._rows.resize((len(self) + max(FIRST_ROWS, len(self) // 8), *first.samples.shape), refcheck=False)
         self._rows[len(self)] = readout.samples
         if self._demodulation is not None:
-            self._rows[len(self)] *= self._demodulation[readout.column if len(self._demodulation) > 1 else 0]
+            self._rows[len(self)] *= self._factors(readout.column)
         self.usable.append(readout.usable)
         self.columns.append(readout.column)
         self.numbers.append(readout.number)
@@ -136,7 +151,8 @@ def receive(scan: SpiralScan, items: Iterable[Any], fov_oversampling: float, mos
             if orientation not in coordinates:
                 k = scan.trajectory_of(readout).cycles_per_fov(fov_oversampling)
                 coordinates[orientation] = k.astype(np.float32)
-            slices[number] = Readouts(readout, coordinates[orientation], scan.matrix, scan.correction(readout))
+            first = scan.correction(readout) if not scan.learns_field else None
+            slices[number] = Readouts(readout, coordinates[orientation], scan.matrix, first)
             places[number] = scan.place_of(readout)
         moved += places[number] != scan.place_of(readout)
         if most is None or len(slices[number]) < most:
@@ -147,7 +163,22 @@ def receive(scan: SpiralScan, items: Iterable[Any], fov_oversampling: float, mos
         scan.warn(
             f"{moved} readouts have another position than the first of their slice: fields are corrected for that"
         )
+    if scan.learns_field:
+        for one in slices.values():
+            learn_field(scan, one)
     return [slices[number] for number in sorted(slices)]
+
+
+def learn_field(scan: SpiralScan, readouts: Readouts) -> None:
+    """Learn the field of a slice from arms in the middle of its readouts, and correct it."""
+    usable = np.flatnonzero(readouts.usable)
+    start = max(len(usable) - FIELD_ARMS, 0) // 2
+    columns, at = np.unique(np.array(readouts.columns)[usable[start : start + FIELD_ARMS]], return_index=True)
+    first = readouts.first
+    if len(columns):
+        samples = np.moveaxis(readouts.samples[usable[start : start + FIELD_ARMS][at]], 1, 0)
+        scan.learn_field(first, columns, samples)
+    readouts.correct(scan.correction(first))
 
 
 def prepare_each(

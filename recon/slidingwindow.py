@@ -60,6 +60,11 @@ class SlidingWindow:
         """Return how many grids a window takes at most."""
         return 2 * (arms_per_frame // window_shift) + 3
 
+    @property
+    def begins_frame(self) -> bool:
+        """True where the next arm is the first one of a frame."""
+        return self._count % self._shift == 0
+
     def add(self, arm: int, data: Any, plan: ArmPlan | FieldPlan | None = None) -> Any | None:
         """Take the next arm; return the grid of the frame that it completes, for `ArmPlan.image`, or None.
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mrdhelper
-from recon import gradientresponse, readouttrajectory, trajectory, trajectorysources
+from recon import gradientresponse, nufft, readouttrajectory, trajectory, trajectorysources
 from recon.configuration import SpiralConfig, project_path
 from recon.fieldcorrection import Correction, FieldCorrection
 from recon.latency import LatencyLedger, ScanClock
@@ -265,6 +265,35 @@ class SpiralScan:
         extent = 1e3 * self.designed.image_fov(self._config.fov_oversampling)
         found = self.fields.terms(fitted.k, fitted.dwell, [readout.head], (size, size), (extent, extent))
         return None if found is None else found.plane()
+
+    @property
+    def learns_field(self) -> bool:
+        """True where the scan's own data tell the off-resonance, see `learn_field`."""
+        return self.fields is not None and self.fields.learns
+
+    def learn_field(self, readout: SpiralReadout, columns: NDArray[np.intp], samples: NDArray[np.complex64]) -> bool:
+        """Learn the off-resonance in the plane of a readout.
+
+        Parameters
+        ----------
+        readout
+            One of them.
+        columns
+            Arms, each of which is there once [arm].
+        samples
+            complex64 [coil, arm, sample].
+
+        Returns
+        -------
+        True when `correction` has changed.
+        """
+        assert self.fields is not None
+        fitted, size = self.trajectory_of(readout), self.matrix
+        extent = 1e3 * self.designed.image_fov(self._config.fov_oversampling)
+        coordinates = fitted.cycles_per_fov(self._config.fov_oversampling)[columns]
+        weights = fitted.weights[columns] if fitted.weights.ndim > 1 else fitted.weights
+        plan = nufft.ArmPlan(coordinates, (size, size), weights)
+        return self.fields.learn(readout.head, plan, samples, fitted.k[columns], fitted.dwell, (extent, extent))
 
     def temporal_of_new_arm(self, readout: SpiralReadout, correction: Correction) -> NDArray[np.complex64]:
         """As `Correction.temporal`, of one arm that a readout brought and that `nominal` has not."""

@@ -84,6 +84,11 @@ class SharedViews:
         return self._new_arms[readout.column]
 
     @property
+    def begins_frame(self) -> bool:
+        """True where the next arm is the first one of a frame."""
+        return self._window.begins_frame
+
+    @property
     def usable_part(self) -> float:
         """Part of the latest arms, those of one frame, that are usable."""
         return sum(usable for _, usable in self._arms) / len(self._arms)

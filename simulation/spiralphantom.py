@@ -93,6 +93,20 @@ def as_parameters(ellipse: Ellipse) -> NDArray[np.float64]:
     return np.array([[ellipse.x, ellipse.y, ellipse.a, ellipse.b, ellipse.angle, ellipse.intensity]])
 
 
+def vials(count: int, fov: float = FOV) -> NDArray[np.float64]:
+    """Parameters [ellipses, 6] of ellipses of different sizes on a ring, which do not touch each other.
+
+    The first is in the direction of +x, y = +0.2 of it; there is none in the centre. See `as_parameters`.
+    """
+    number = np.arange(count)
+    angle = 2 * np.pi * (number + 0.15) / count
+    radius = (0.27 if count > 1 else 0.05) * fov
+    largest = min(0.16 * fov, 0.9 * radius * math.sin(np.pi / count)) if count > 1 else 0.25 * fov
+    a, b = largest * (1 - 0.2 * (number % 2)), largest * (0.75 + 0.1 * (number % 3))
+    intensity = 1 - 0.15 * (number % 3)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle), a, b, 0.7 * number, intensity], axis=-1)
+
+
 # --- Coils ----------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ismrmrd
@@ -26,9 +26,10 @@ from mrdhelper import SECONDS_PER_TICK
 from mrdio.mrdsource import in_time_order
 from recon.gradientresponse import predict_trajectory
 from recon.trajectory import SIGNATURE_PARAMETER, Trajectory
-from simulation import spiralphysiology
+from simulation import fields, spiralphysiology
+from simulation.fields import OffResonance
 from simulation.phantom import Ellipse
-from simulation.spiralphantom import array_coils, as_parameters, moving_kspace
+from simulation.spiralphantom import array_coils, as_parameters, moving_kspace, vials
 from simulation.spiraltruth import Truth
 
 ECHO_TIME = 0.91e-3  # [s]
@@ -82,6 +83,17 @@ class Scan:
     point
         Place (x, y), or in a stack (x, y, z), [mm] of a small disc in place of the chest; there it is as thick as a
         partition.
+    vials
+        Frequencies [Hz] of ellipses that do not touch, one each, in place of the chest.
+    off_resonance
+        That of all of the object, beside the frequencies of vials.
+    field_strength
+        Main field [T]; None: 0.55 with concomitant fields, and 3 without, where they do not matter.
+    concomitant
+        Whether the gradients' concomitant fields act; they are those of the readout, from its first sample.
+    echo_times
+        Times from the excitation to the first sample of the trajectory [s]. With several, readouts run through all arms
+        and slices with the first one, then with the second: each is a contrast.
     heart_rate, breathing_rate
         Mean rates [1/min].
     waveforms
@@ -112,6 +124,11 @@ class Scan:
     remove_oversampling: bool = False
     still: bool = False
     point: tuple[float, ...] | None = None
+    vials: tuple[float, ...] = ()
+    off_resonance: OffResonance = field(default_factory=OffResonance)
+    field_strength: float | None = None
+    concomitant: bool = False
+    echo_times: tuple[float, ...] = (ECHO_TIME,)
     heart_rate: float = 84.0
     breathing_rate: float = 18.0
     waveforms: bool = True
@@ -120,6 +137,11 @@ class Scan:
     dummies: int = 0
     lost: int = 0
     seed: int = 0
+
+    @property
+    def b0(self) -> float:
+        """Main field [T]."""
+        return self.field_strength if self.field_strength is not None else 0.55 if self.concomitant else 3.0
 
 
 def readout_axes(rotation: Sequence[float]) -> NDArray[np.float64]:
@@ -143,6 +165,7 @@ def make_header(trajectory: Trajectory, scan: Scan) -> ismrmrd.xsd.ismrmrdHeader
         "kspace_encoding_step_1": (trajectory.arms, 0),
         "kspace_encoding_step_2": (scan.partitions, scan.partitions // 2),
         "slice": (scan.slices, 0),
+        "contrast": (len(scan.echo_times), 0),
     }
     parameters = {"Simulation": "closed-form ellipses"}
     if not scan.carried:
@@ -167,11 +190,16 @@ def make_header(trajectory: Trajectory, scan: Scan) -> ismrmrd.xsd.ismrmrdHeader
         ),
         # The vendor whose orientation the data has: pixels show -x and -y.
         acquisitionSystemInformation=xsd.acquisitionSystemInformationType(
-            systemVendor="SIEMENS", systemModel="simulation", systemFieldStrength_T=0.55, receiverChannels=scan.coils
+            systemVendor="SIEMENS",
+            systemModel="simulation",
+            systemFieldStrength_T=scan.b0,
+            receiverChannels=scan.coils,
         ),
-        experimentalConditions=xsd.experimentalConditionsType(H1resonanceFrequency_Hz=23_616_000),
+        experimentalConditions=xsd.experimentalConditionsType(
+            H1resonanceFrequency_Hz=round(23_616_000 / 0.55 * scan.b0)
+        ),
         encoding=[encoding],
-        sequenceParameters=xsd.sequenceParametersType(TR=[1e3 * scan.tr], TE=[1e3 * ECHO_TIME]),
+        sequenceParameters=xsd.sequenceParametersType(TR=[1e3 * scan.tr], TE=[1e3 * each for each in scan.echo_times]),
         userParameters=xsd.userParametersType(
             userParameterString=[
                 xsd.userParameterStringType(name=name, value=value) for name, value in parameters.items()
@@ -236,6 +264,8 @@ class Simulation:
         gain = np.minimum(np.arange(1, whole.shape[1] + 1) / (self.trajectory.pre_discard + 1), 1).astype(np.float32)
         step = 2 if scan.remove_oversampling else 1
         whole, gain = whole[:, ::step], gain[::step]
+        time = self.trajectory.dwell * (step * np.arange(len(gain)) - self.trajectory.pre_discard)
+        echo_time = np.array(scan.echo_times)[self.contrast(np.arange(scan.readouts)), np.newaxis]
 
         def noise() -> NDArray[np.complex64]:
             shape = (scan.coils, gain.size, 2)
@@ -248,27 +278,84 @@ class Simulation:
             yield self._readout(noise(), scan.noise_scan + 1 + n, lead, [ismrmrd.ACQ_IS_DUMMYSCAN_DATA])
         for begin in range(0, scan.readouts, BATCH):
             part = slice(begin, begin + BATCH)
-            signal = self._signal(part, whole[truth.column[part]])
+            signal = self.signal(np.arange(scan.readouts)[part], whole[truth.column[part]], time + echo_time[part])
             signal *= gain / np.float32(truth.pixel**2)
             for n, samples in enumerate(signal, start=begin):
                 if truth.received[n]:
                     yield self._imaging_readout(n, samples + noise())
 
-    def _signal(self, part: slice, k: NDArray[np.float64]) -> NDArray[np.complex64]:
-        """Exact k-space [readout, coil, sample] of some readouts, k [readout, sample, (kx, ky)] [1/m].
+    def contrast(self, number: Any) -> Any:
+        """Contrast of imaging readouts, any shape."""
+        each = self.trajectory.arms * self.scan.partitions * self.scan.slices
+        return number // each % len(self.scan.echo_times)
+
+    def position(self, number: int) -> NDArray[np.float64]:
+        """Position of the readouts of a slice, as in their headers [mm]."""
+        offset = 1e3 * SLICE_SPACING * (number - (self.scan.slices - 1) / 2) * readout_axes(self.scan.rotation)[2]
+        return np.array(self.scan.position) + offset
+
+    def signal(
+        self, readouts: NDArray[np.integer], k: NDArray[np.float64], time: NDArray[np.float64], concomitant: bool = True
+    ) -> NDArray[np.complex64]:
+        """Exact k-space of what some readouts look at.
 
         In a stack each partition of the image is a slab, uniform along z, at z = -(p - P // 2) * its thickness.
+
+        Parameters
+        ----------
+        readouts
+            Their numbers.
+        k
+            (kx, ky) [readout, sample, 2] [1/m].
+        time
+            Since the excitation [readout, sample] [s].
+        concomitant
+            With concomitant fields where the scan has them.
+
+        Returns
+        -------
+        Signal [readout, coil, sample] [density m^2], complex64.
         """
         truth, scan = self.truth, self.scan
-        if scan.partitions == 1:
-            return moving_kspace(truth.ellipses(part), k, truth.coils)
-        kz = kz_of(truth.partition[part], scan.partitions)[:, np.newaxis, np.newaxis]
+        k = k + scan.off_resonance.gradient(self.trajectory.image_fov()) * time[..., np.newaxis]
+        common = np.exp(-2j * np.pi * scan.off_resonance.centre * time)[:, np.newaxis].astype(np.complex64)
+        if scan.partitions > 1:
+            return self._slab_signal(readouts, k) * common
+        ellipses, frequencies = truth.ellipses(readouts), truth.still_frequencies
+        if not (scan.concomitant and concomitant):
+            return fields.signal(ellipses, frequencies, k, time, truth.coils) * common
+        return common * self._concomitant_signal(readouts, k, time)
+
+    def _concomitant_signal(
+        self, readouts: NDArray[np.integer], k: NDArray[np.float64], time: NDArray[np.float64]
+    ) -> NDArray[np.complex64]:
+        truth, scan = self.truth, self.scan
+        ellipses, frequencies = truth.ellipses(readouts), truth.still_frequencies
+        axes, dwell = readout_axes(scan.rotation), float(time[0, 1] - time[0, 0])
+        planes = [fields.Plane(1e-3 * self.position(number), axes, scan.b0) for number in truth.slice[readouts]]
+        if planes[0].is_axial:
+            cycles = [
+                plane.cycles(each, dwell, plane.centre[np.newaxis]).T for plane, each in zip(planes, k, strict=True)
+            ]
+            exact = fields.signal(ellipses, frequencies, k, time, truth.coils)
+            return exact * np.exp(-2j * np.pi * np.stack(cycles)).astype(np.complex64)
+        size = (truth.matrix, truth.pixel)
+        return np.stack(
+            [
+                fields.summed_signal(ellipses[n], frequencies, k[n], time[n], truth.coils, planes[n], dwell, size)
+                for n in range(len(readouts))
+            ]
+        )
+
+    def _slab_signal(self, readouts: NDArray[np.integer], k: NDArray[np.float64]) -> NDArray[np.complex64]:
+        truth, scan = self.truth, self.scan
+        kz = kz_of(truth.partition[readouts], scan.partitions)[:, np.newaxis, np.newaxis]
         if scan.point is not None:
             places = [1e-3 * scan.point[2]]
         else:
             places = [-(p - scan.partitions // 2) * SLICE_THICKNESS for p in range(scan.partitions)]
         return sum(
-            moving_kspace(truth.ellipses(part, p), k, truth.coils)
+            moving_kspace(truth.ellipses(readouts, p), k, truth.coils)
             * (np.sinc(kz * SLICE_THICKNESS) * np.exp(-2j * np.pi * kz * z)).astype(np.complex64)
             for p, z in enumerate(places)
         )
@@ -306,11 +393,12 @@ class Simulation:
         acquisition.idx.kspace_encode_step_1 = int(truth.column[n])
         acquisition.idx.kspace_encode_step_2 = int(truth.partition[n])
         acquisition.idx.slice = number
-        acquisition.idx.repetition = n // (self.trajectory.arms * self.scan.partitions) % MAX_COUNTER
+        arms = self.trajectory.arms * self.scan.partitions * len(self.scan.echo_times)
+        acquisition.idx.repetition = n // arms % MAX_COUNTER
         beat = np.searchsorted(self.physiology.beats, truth.time[n], side="right") - 1
         acquisition.physiology_time_stamp[0] = round((truth.time[n] - self.physiology.beats[beat]) / SECONDS_PER_TICK)
-        offset = 1e3 * SLICE_SPACING * (number - (self.scan.slices - 1) / 2) * np.array(acquisition.slice_dir)
-        acquisition.position = tuple(np.array(self.scan.position) + offset)
+        acquisition.idx.contrast = int(self.contrast(n))
+        acquisition.position = tuple(self.position(number))
         return acquisition
 
     def _readout(
@@ -369,7 +457,7 @@ def simulate(trajectory: Trajectory, scan: Scan) -> Simulation:
         spiralphysiology.make_physiology(
             scan.readouts * scan.tr, random, scan.heart_rate, scan.breathing_rate, scan.tr
         ),
-        still=scan.still or scan.point is not None,
+        still=scan.still or scan.point is not None or bool(scan.vials),
     )
     number = np.arange(scan.readouts)
     levels = max(scan.slices, scan.partitions)
@@ -387,6 +475,8 @@ def simulate(trajectory: Trajectory, scan: Scan) -> Simulation:
     if scan.point is not None:
         x, y = (1e-3 * value for value in scan.point[:2])
         still_object = as_parameters(Ellipse(x, y, POINT_RADIUS * pixel, POINT_RADIUS * pixel, 0, 1))
+    if scan.vials:
+        still_object = vials(len(scan.vials), trajectory.image_fov())
     truth = Truth(
         matrix=trajectory.matrix_size(),
         pixel=pixel,
@@ -405,6 +495,8 @@ def simulate(trajectory: Trajectory, scan: Scan) -> Simulation:
         beats=physiology.beats,
         actual_k=k,
         still_object=still_object,
+        still_frequencies=np.array(scan.vials, float),
+        off_resonance=np.array(dataclasses.astuple(scan.off_resonance), float),
     )
     return Simulation(trajectory, scan, make_header(trajectory, scan), truth, physiology)
 
@@ -419,6 +511,7 @@ def check(trajectory: Trajectory, scan: Scan) -> None:
         ("dummies", 0, 1_000_000),
         ("lost", 0, scan.readouts - 2),
         ("noise", 0, math.inf),
+        ("b0", 0.01, 20),
         ("heart_rate", 10, 300),
         ("breathing_rate", 2, 60),
         ("pilot_tone_delay", 0, 1),
@@ -430,9 +523,15 @@ def check(trajectory: Trajectory, scan: Scan) -> None:
         raise ValueError(f"carried is {scan.carried!r}, must be empty or one of {', '.join(UNITS)}")
     if scan.point is not None and len(scan.point) != (2 if scan.partitions == 1 else 3):
         raise ValueError(f"point is {scan.point}, must be (x, y), or in a stack (x, y, z)")
-    duration = trajectory.readout_length * trajectory.dwell
+    if scan.point is not None and scan.vials:
+        raise ValueError("point and vials are both in place of the chest: give one of them")
+    if not np.isfinite([*scan.vials, *dataclasses.astuple(scan.off_resonance)]).all():
+        raise ValueError("vials and off_resonance must be finite numbers")
+    if scan.partitions > 1 and (scan.concomitant or scan.vials):
+        raise ValueError("concomitant and vials are simulated for slices, not for stacks: partitions must be 1")
+    duration = trajectory.readout_length * trajectory.dwell + max(scan.echo_times)
     if not scan.tr > duration:
-        raise ValueError(f"a TR of {1e3 * scan.tr:g} ms is too short for readouts of {1e3 * duration:g} ms")
+        raise ValueError(f"a TR of {1e3 * scan.tr:g} ms is too short for readouts that end after {1e3 * duration:g} ms")
     if scan.slices > scan.readouts:
         raise ValueError(f"{scan.readouts} readouts are too few for {scan.slices} slices")
     if not 8 <= trajectory.readout_length < MAX_COUNTER:

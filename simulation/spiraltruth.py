@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulation.fields import OffResonance
 from simulation.phantom import Coils
 from simulation.spiralphantom import chest, coil_maps, raster
 
@@ -51,6 +52,10 @@ class Truth:
         K-space that was really sampled [arms, samples, (kx, ky)] [1/m]; the metafile holds the nominal one.
     still_object
         Parameters [ellipses, 6] of an object in place of the chest, which does not move; empty for the chest.
+    still_frequencies
+        Off-resonance of each of its ellipses [Hz]; empty: 0.
+    off_resonance
+        The values of `simulation.fields.OffResonance` [3] [Hz].
     """
 
     matrix: int
@@ -70,6 +75,8 @@ class Truth:
     beats: NDArray[np.float64]
     actual_k: NDArray[np.float64]
     still_object: NDArray[np.float64]
+    still_frequencies: NDArray[np.float64]
+    off_resonance: NDArray[np.float64]
 
     def ellipses(self, readouts: Any, partition: int | None = None) -> NDArray[np.float64]:
         """Parameters [readouts, ellipses, 6] of the object at some readouts (indices or a slice).
@@ -113,6 +120,21 @@ class Truth:
         """True sensitivities [coil, y, x] in the scanner's orientation, not normalised."""
         return coil_maps(self.coils, matrix or self.matrix, self.pixel)
 
+    def field_map(self, matrix: int | None = None) -> NDArray[np.float64]:
+        """True off-resonance [y, x] in the scanner's orientation [Hz]; outside of vials, that of the nearest one.
+
+        Without concomitant fields. It is the same in all slices.
+        """
+        from scipy.ndimage import distance_transform_edt
+
+        matrix = matrix or self.matrix
+        total = OffResonance(*self.off_resonance).map(matrix)
+        if not self.still_frequencies.size:
+            return total
+        parts = [raster(ellipse[np.newaxis], matrix, self.pixel) for ellipse in self.still_object]
+        distances = [distance_transform_edt(part < 0.5) - part for part in parts]
+        return total + self.still_frequencies[np.argmin(distances, axis=0)]
+
     def save(self, file: Path) -> None:
         """Write an HDF5 file; the maps of the designed image are in it for other programs."""
         import h5py
@@ -124,6 +146,7 @@ class Truth:
             for name in _LISTS:
                 group[f"coils/{name}"] = np.array(getattr(self.coils, name))
             group["maps"] = self.maps()
+            group["field_map"] = self.field_map()
 
     @classmethod
     def load(cls, file: Path | str) -> Truth:

@@ -23,7 +23,7 @@ from recon.configuration import ConfigurationError, SpiralReconstruction, parame
 from recon.fieldcorrection import Correction
 from recon.fieldplan import with_fields
 from recon.outliers import BRIGHT, norm_of
-from recon.readouts import DataError, Readouts, check_coils, frame_head
+from recon.readouts import DataError, Readouts, check_coils, frame_head, learn_field
 from recon.realtime import Frame
 from recon.spiralreadout import SpiralReadout
 from recon.trajectory import Trajectory
@@ -207,6 +207,8 @@ class Live:
         options = self.options
 
         def work() -> LiveStart:
+            if self.scan.learns_field:
+                learn_field(self.scan, readouts)
             return livestart.begin(
                 readouts, functools.partial(self._tables_of, fitted), arms=options.arms_per_frame,
                 weight=options.reg_lambda * LAMBDA_FRAMES, window_frames=options.window_frames, team=self._team,
@@ -291,7 +293,8 @@ class LiveSlice:
         self._told = False
 
     def _no_readouts(self) -> Readouts:
-        return Readouts(self._first, self._coordinates, self._live.scan.matrix, self._correction)
+        correction = None if self._live.scan.learns_field else self._correction
+        return Readouts(self._first, self._coordinates, self._live.scan.matrix, correction)
 
     def add(self, readout: SpiralReadout) -> Iterator[Frame]:
         """Take a readout; yields the frames that it gives out, if it does.
@@ -391,6 +394,8 @@ class LiveSlice:
             self._calibration = self._no_readouts()
             return
         self._start, self._beginning, self._shared = start, None, None
+        if live.scan.learns_field:
+            self._correction = live.scan.correction(self._first)
         self._calibration = self._no_readouts()
         while self._unseen:
             unseen = self._unseen.popleft()

@@ -182,7 +182,7 @@ class LinearField:
 def know_the_field(monkeypatch: Any, module: Any) -> None:
     """Have a module's field correction know the map of `in_linear_field`."""
 
-    def opened(settings: Any, header: Any, tell: Any, warn: Any) -> FieldCorrection:
-        return FieldCorrection(settings, header, LinearField(), tell, warn)
+    def opened(settings: Any, header: Any, connection: Any, folders: Any) -> FieldCorrection:
+        return FieldCorrection(settings, header, LinearField(), connection.info, connection.warn)
 
     monkeypatch.setattr(module, "open_correction", opened)

@@ -24,6 +24,7 @@ SMALL = ["-m", "32", "-c", "2", "-a", "84"]
 GUIDES = {
     "cartesian.md": ([], 1),
     "cluster.md": (SMALL, 12),
+    "fields.md": (SMALL, 2),
     "live.md": (SMALL, 2),
     "modules.md": ([], 1),
     "openrecon.md": ([], 0),

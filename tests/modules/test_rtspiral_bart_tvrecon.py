@@ -107,7 +107,13 @@ def test_frames_are_the_true_ones(reconstruct, simulation, backend):
 def test_concomitant_fields_of_an_axial_plane_make_no_difference(reconstruct, simulation, backend, tmp_path):
     """A demodulation is exact, with BART, too."""
     there = small_scan(
-        tmp_path, readouts=ARMS * FRAMES + 3, heart_rate=75, seed=1, position=(0.0, 0.0, 250.0), noise=0.003
+        tmp_path,
+        readouts=ARMS * FRAMES + 3,
+        heart_rate=75,
+        seed=1,
+        position=(0.0, 0.0, 250.0),
+        noise=0.003,
+        field_strength=0.55,
     )
     items = list(in_axial_fields(there.acquisitions(), there.trajectory))
     client = through_the_module(there, items, backend=backend)

@@ -106,7 +106,14 @@ def test_a_gpu_gives_the_same(cupy, scan, movie):
 
 def test_concomitant_fields_of_an_axial_plane_make_no_difference(movie, tmp_path):
     there = small_scan(
-        tmp_path, 40, 20, readouts=ARMS * FRAMES + 3, heart_rate=75, waveforms=False, position=(0.0, 0.0, 300.0)
+        tmp_path,
+        40,
+        20,
+        readouts=ARMS * FRAMES + 3,
+        heart_rate=75,
+        waveforms=False,
+        position=(0.0, 0.0, 300.0),
+        field_strength=0.55,
     )
     items = list(in_axial_fields(there.acquisitions(), there.trajectory))
     expected = pixels(movie.images)

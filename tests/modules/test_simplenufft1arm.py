@@ -123,7 +123,7 @@ def test_concomitant_fields_of_each_slice_are_corrected(monkeypatch, tmp_path, c
     """Also for arms that readouts bring when the tables are made."""
     trajectory = design(interleaves=4)
     write_metafile(trajectory, tmp_path / trajectory.file.name)
-    scan = still(readouts=96, slices=2, position=(0.0, 0.0, 130.0), carried=carried)
+    scan = still(readouts=96, slices=2, position=(0.0, 0.0, 130.0), carried=carried, field_strength=0.55)
     simulation = simulate(trajectory, scan)
 
     def run(items, asked):
@@ -144,7 +144,7 @@ def test_concomitant_fields_of_each_slice_are_corrected(monkeypatch, tmp_path, c
 
 
 def test_readouts_that_bring_arms_without_a_dwell_time_are_imaged_uncorrected(monkeypatch, tmp_path):
-    scan = still(readouts=96, position=(0.0, 0.0, 130.0), carried="1/m")
+    scan = still(readouts=96, position=(0.0, 0.0, 130.0), carried="1/m", field_strength=0.55)
     simulation = simulate(design(interleaves=4), scan)
     items = list(simulation.acquisitions())
     images = []
@@ -171,7 +171,7 @@ def test_slice_that_moves_along_its_axis_has_a_new_correction(reconstruct):
     items = [*in_axial_fields(there, trajectory), *in_axial_fields(back, trajectory)]
     for n, item in enumerate(items, start=1):
         item.scan_counter = n
-    simulation = simulate(trajectory, still())
+    simulation = simulate(trajectory, still(field_strength=0.55))
     frames, _ = reconstruct(simulation, items=items)
     (plain,), _ = reconstruct(simulation)
     assert len(frames) == 2

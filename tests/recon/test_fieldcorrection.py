@@ -10,7 +10,7 @@ import pytest
 from recon import nufft
 from recon.concomitant import positions
 from recon.configuration import ConfigurationError, FieldSettings
-from recon.fieldcorrection import FieldCorrection, open_correction
+from recon.fieldcorrection import FieldCorrection
 from recon.fieldplan import FieldPlan, combined, with_fields
 from simulation.fields import detuned_kspace, points_signal
 from simulation.phantom import Coils, Ellipse
@@ -235,7 +235,7 @@ def test_concomitant_fields_are_corrected_at_low_field_or_when_asked_for(asked, 
     header = SimpleNamespace(
         acquisitionSystemInformation=SimpleNamespace(systemFieldStrength_T=tesla), experimentalConditions=None
     )
-    fields = open_correction(FieldSettings(concomitant=asked), header, texts.append, texts.append)
+    fields = FieldCorrection(FieldSettings(concomitant=asked), header, None, texts.append, texts.append)
     assert fields.active == corrected
     found = fields.terms(SPIRAL.k, SPIRAL.dwell, [head_at((0.0, 0.0, 100.0))], SHAPE, (1e3 * FOV, 1e3 * FOV))
     assert (found is not None) == corrected

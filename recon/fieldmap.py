@@ -1,0 +1,294 @@
+"""Field maps that were measured: from files, and from scans of two echoes; resampled on the grid of an image.
+
+Maps are in Hz, in the sign convention of `fieldterms`. Where a map has no value (it is not a number), and beyond its
+edges, the nearest value counts.
+
+- ``.npy`` and ``.mat`` files (variable ``field_map``) have no geometry: they are on the images' own grid, [row, column]
+  or [slice, row, column], as the images are sent. A map of another matrix is taken for one of the same field of view.
+- NIfTI files and MRD images have one: position and direction cosines in the patient. So has a scan of two echoes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ismrmrd
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from mrdio.h5groups import MrdFileError
+from mrdio.mrdfile import MrdReader
+from recon import concomitant
+from recon.matfile import MatFileError, read_mat
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "field_map"  # of .mat files
+SPACING = 0.02  # relative, by which distances of slices may differ
+RIGHT_ANGLE = 1e-3  # cosine, by which axes may differ from it
+
+
+class FieldMapError(ValueError):
+    """A field map cannot be used; the text names it and says why."""
+
+
+class GridMap:
+    """Map on the images' own grid.
+
+    Parameters
+    ----------
+    name
+        For messages.
+    hertz
+        [row, column], or [slice, row, column] by the slice counter.
+    warn
+        Called with a text for the client.
+
+    Raises
+    ------
+    FieldMapError
+        It is no map.
+    """
+
+    def __init__(self, name: str, hertz: NDArray[Any], warn: Callable[[str], None] = logger.warning) -> None:
+        volume = checked(name, hertz)
+        self._name, self._volume, self._warn = name, filled(volume), warn
+        self._told = False
+
+    def on_grid(
+        self, head: ismrmrd.AcquisitionHeader, shape: tuple[int, int], field_of_view: tuple[float, float]
+    ) -> NDArray[np.float32] | None:
+        """Off-resonance [row, column] [Hz] of the plane of a readout, field of view (x, y) [mm]; None: not known."""
+        number = head.idx.slice if len(self._volume) > 1 else 0
+        if number >= len(self._volume):
+            self._tell(f"the field map {self._name} has {len(self._volume)} slices: slice {number} is not corrected")
+            return None
+        plane = self._volume[number]
+        if plane.shape != shape:
+            self._tell(
+                f"the field map {self._name} has {plane.shape[0]} x {plane.shape[1]} pixels, the images have "
+                f"{shape[0]} x {shape[1]}: it is taken for a map of the same field of view"
+            )
+            # Pixel n // 2 of both is the centre.
+            lines = ((np.arange(n) - n // 2) * old / n + old // 2 for n, old in zip(shape, plane.shape, strict=True))
+            plane = ndimage.map_coordinates(plane, np.meshgrid(*lines, indexing="ij"), order=1, mode="nearest")
+        return plane.astype(np.float32)
+
+    def _tell(self, text: str) -> None:
+        if not self._told:
+            self._told = True
+            self._warn(text)
+
+
+class PlacedMap:
+    """Map of slices at known places in the patient.
+
+    Parameters
+    ----------
+    name
+        For messages.
+    hertz
+        [slice, row, column].
+    to_patient
+        Affine matrix [4, 4] from (slice, row, column) to (x, y, z) towards L, P, H [mm].
+    thickness
+        Of a single slice [mm]; 0: not known.
+    warn
+        Called with a text for the client.
+
+    Raises
+    ------
+    FieldMapError
+        It is no map, or its axes are not at right angles.
+    """
+
+    def __init__(
+        self, name: str, hertz: NDArray[Any], to_patient: NDArray[Any], thickness: float = 0.0,
+        warn: Callable[[str], None] = logger.warning,
+    ) -> None:  # fmt: skip
+        volume, axes = checked(name, hertz), np.asarray(to_patient, float)[:3, :3]
+        sizes = np.linalg.norm(axes, axis=0)
+        if not (np.isfinite(to_patient).all() and (sizes > 0).all()):
+            raise FieldMapError(f"the field map {name} has no geometry: its affine matrix is {to_patient.tolist()}")
+        cosines = (axes / sizes).T @ (axes / sizes)
+        if np.abs(cosines - np.eye(3)).max() > RIGHT_ANGLE:
+            raise FieldMapError(f"the axes of the field map {name} are not at right angles")
+        self._name, self._volume, self._warn = name, filled(volume), warn
+        self._from_patient = np.linalg.inv(np.vstack([np.asarray(to_patient, float)[:3], [0, 0, 0, 1]]))
+        self._reach = (len(volume) - 1) / 2 + max(thickness / sizes[0], 1.0)  # from the middle [slices]
+        self._told = False
+
+    def on_grid(
+        self, head: ismrmrd.AcquisitionHeader, shape: tuple[int, int], field_of_view: tuple[float, float]
+    ) -> NDArray[np.float32] | None:
+        """Off-resonance [row, column] [Hz] of the plane of a readout, field of view (x, y) [mm]; None: not known."""
+        places = 1e3 * concomitant.positions(head, shape, field_of_view)
+        voxels = np.moveaxis(places @ self._from_patient[:3, :3].T + self._from_patient[:3, 3], -1, 0)
+        away = np.abs(voxels[0] - (len(self._volume) - 1) / 2) - self._reach
+        if away.max() > 0 and not self._told:
+            self._told = True
+            self._warn(
+                f"the field map {self._name} does not reach as far as slice {head.idx.slice}, at "
+                f"({', '.join(f'{value:.0f}' for value in head.position)}) mm: the nearest slice of the map is taken"
+            )
+        return ndimage.map_coordinates(self._volume, voxels, np.float32, order=1, mode="nearest")
+
+
+def checked(name: str, hertz: NDArray[Any]) -> NDArray[np.float32]:
+    """Volume [slice, row, column] of real numbers.
+
+    Raises
+    ------
+    FieldMapError
+        It is none.
+    """
+    hertz = np.asarray(hertz)
+    if hertz.dtype.kind not in "iuf" or hertz.ndim not in (2, 3) or not hertz.size:
+        raise FieldMapError(
+            f"the field map {name} holds {hertz.dtype} {hertz.shape}: expected real numbers in Hz, [row, column] or "
+            "[slice, row, column]"
+        )
+    volume = hertz.reshape(-1, *hertz.shape[-2:]).astype(np.float32)
+    if not np.isfinite(volume).any():
+        raise FieldMapError(f"the field map {name} has no value that is a number")
+    return volume
+
+
+def filled(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Map whose places without a value have the nearest one of their slice, or else of all."""
+    volume = volume.copy()
+    known = np.isfinite(volume)
+    for plane, has in zip(volume, known, strict=True):
+        if has.any() and not has.all():
+            nearest = ndimage.distance_transform_edt(~has, return_distances=False, return_indices=True)
+            plane[:] = plane[tuple(nearest)]
+    empty = ~known.any(axis=(1, 2))
+    if empty.any():
+        numbers = np.flatnonzero(~empty)
+        for number in np.flatnonzero(empty):
+            volume[number] = volume[numbers[np.abs(numbers - number).argmin()]]
+    return volume
+
+
+def read_file(path: Path, warn: Callable[[str], None]) -> GridMap | PlacedMap:
+    """Read the map of a file, by its ending.
+
+    Raises
+    ------
+    FieldMapError
+        There is none, or it is no map.
+    """
+    name = path.name.lower()
+    try:
+        if name.endswith(".npy"):
+            return GridMap(path.name, np.load(path, allow_pickle=False), warn)
+        if name.endswith(".mat"):
+            variables = read_mat(path, [VARIABLE])
+            if VARIABLE not in variables:
+                raise FieldMapError(f"the field map {path} has no variable {VARIABLE}")
+            return GridMap(path.name, variables[VARIABLE], warn)
+        if name.endswith((".nii", ".nii.gz")):
+            return _nifti(path, warn)
+        if name.endswith(".h5"):
+            return _mrd_images(path, warn)
+    except (OSError, EOFError, MatFileError, MrdFileError) as error:
+        raise FieldMapError(f"cannot read the field map {path}: {error}") from error
+    except ValueError as error:
+        if isinstance(error, FieldMapError):
+            raise
+        raise FieldMapError(f"cannot read the field map {path}: {error}") from error
+    raise FieldMapError(
+        f'field_map = "{path}": expected "dependency", "auto", or a file that ends in .npy, .mat, .nii, .nii.gz or .h5'
+    )
+
+
+def _nifti(path: Path, warn: Callable[[str], None]) -> PlacedMap:
+    """Map of a NIfTI file: [i, j, k] with k the slices, x and y of its affine matrix towards R and A are turned."""
+    import nibabel
+
+    try:
+        loaded: Any = nibabel.load(path)
+        data = np.asarray(loaded.dataobj)
+        affine = np.asarray(loaded.affine).astype(float)
+    except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
+        raise FieldMapError(f"cannot read the field map {path}: {error}") from error
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    if data.ndim == 2:
+        data = data[..., np.newaxis]
+    if data.ndim != 3:
+        raise FieldMapError(f"the field map {path} has the shape {data.shape}: expected one volume [i, j, k]")
+    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    order = [2, 1, 0, 3]  # slice, row, column are k, j, i
+    return PlacedMap(path.name, data.transpose(2, 1, 0), to_lps[:, order], float(np.linalg.norm(affine[:3, 2])), warn)
+
+
+def _mrd_images(path: Path, warn: Callable[[str], None]) -> PlacedMap:
+    """Map of the images in an MRD file, one for each slice, the first of each."""
+    planes: dict[int, tuple[NDArray[Any], ismrmrd.ImageHeader]] = {}
+    with MrdReader(path) as file:
+        for image in file.images():
+            if image.data.shape[:2] != (1, 1):
+                raise FieldMapError(
+                    f"the field map {path} has images of {image.data.shape} [channel, partition, row, column]: "
+                    "expected one channel and one slice in each"
+                )
+            planes.setdefault(image.slice, (image.data[0, 0], image.getHead()))
+    if not planes:
+        raise FieldMapError(f"the field map {path} has no images")
+    kept = list(planes.values())
+    return placed(path.name, [pixels for pixels, _ in kept], [head for _, head in kept], warn=warn)
+
+
+def placed(
+    name: str, planes: Sequence[NDArray[Any]], heads: Sequence[Any],
+    field_of_view: tuple[float, float, float] | None = None, warn: Callable[[str], None] = logger.warning,
+) -> PlacedMap:  # fmt: skip
+    """Map of parallel slices, from their headers.
+
+    Parameters
+    ----------
+    name
+        For messages.
+    planes
+        [row, column] [Hz] each.
+    heads
+        Of an image or a readout of each: position and direction cosines.
+    field_of_view
+        (x, y, z) [mm]; None: that of the image headers.
+    warn
+        Called with a text for the client.
+
+    Raises
+    ------
+    FieldMapError
+        The slices are not parallel and evenly spaced, or differ in size.
+    """
+    first = heads[0]
+    fov = field_of_view or tuple(first.field_of_view)
+    read, phase = np.array(first.read_dir, float), np.array(first.phase_dir, float)
+    normal = np.cross(read, phase)
+    shape = planes[0].shape
+    if any(plane.shape != shape for plane in planes):
+        raise FieldMapError(f"the slices of the field map {name} differ in size")
+    if any(np.dot(head.read_dir, read) < 0.999 or np.dot(head.phase_dir, phase) < 0.999 for head in heads):
+        raise FieldMapError(f"the slices of the field map {name} are not parallel")
+    height = np.array([np.dot(head.position, normal) for head in heads])
+    order = np.argsort(height, kind="stable")
+    steps = np.diff(height[order])
+    if len(steps) and not (steps.min() > 0 and np.ptp(steps) <= SPACING * steps.max()):
+        raise FieldMapError(
+            f"the slices of the field map {name} are not evenly spaced: they lie at "
+            f"{', '.join(f'{value:.1f}' for value in height[order])} mm along their normal"
+        )
+    rows, columns = shape
+    pixel = fov[1] / rows, fov[0] / columns
+    distance = steps.mean() if len(steps) else fov[2] or 1.0
+    corner = np.array(heads[order[0]].position) - rows // 2 * pixel[0] * phase - columns // 2 * pixel[1] * read
+    to_patient = np.eye(4)
+    to_patient[:3] = np.stack([distance * normal, pixel[0] * phase, pixel[1] * read, corner], axis=1)
+    return PlacedMap(name, np.stack(planes)[order], to_patient, fov[2], warn)
