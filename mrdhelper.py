@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_BITS_STORED = 12
 INT16_MAXIMUM = int(np.iinfo(np.int16).max)
-LONGEST_AXIS = 2**16 - 1  # sizes are 16-bit numbers in an image's header
+_LONGEST_AXIS = 2**16 - 1  # sizes are 16-bit numbers in an image's header
 HEADROOM = 1.5  # of a series' scale above its first images
 
 _PLACE = ("position", "read_dir", "phase_dir", "slice_dir")
@@ -405,8 +405,8 @@ def build_image(
     if not 2 <= data.ndim <= 4:
         wanted = "[channel, z, y, x], [z, y, x] or [y, x]"
         raise ValueError(f"image data of shape {data.shape} has {data.ndim} axes; expected {wanted}")
-    if max(data.shape) > LONGEST_AXIS:
-        raise ValueError(f"image data of shape {data.shape} has more than {LONGEST_AXIS} pixels along an axis")
+    if max(data.shape) > _LONGEST_AXIS:
+        raise ValueError(f"image data of shape {data.shape} has more than {_LONGEST_AXIS} pixels along an axis")
     pixels = np.ascontiguousarray(to_pixel_type(data))[(np.newaxis,) * (4 - data.ndim)]
     head = update_img_header_from_raw(ismrmrd.ImageHeader(), raw_head)
     head.version = 1

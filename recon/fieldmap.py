@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from mrdio import nifti
 from mrdio.h5groups import MrdFileError
 from mrdio.mrdfile import MrdReader
 from recon import concomitant
@@ -207,24 +208,14 @@ def read_file(path: Path, warn: Callable[[str], None]) -> GridMap | PlacedMap:
 
 
 def _nifti(path: Path, warn: Callable[[str], None]) -> PlacedMap:
-    """Map of a NIfTI file: [i, j, k] with k the slices, x and y of its affine matrix towards R and A are turned."""
-    import nibabel
-
-    try:
-        loaded: Any = nibabel.load(path)
-        data = np.asarray(loaded.dataobj)
-        affine = np.asarray(loaded.affine).astype(float)
-    except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
-        raise FieldMapError(f"cannot read the field map {path}: {error}") from error
-    if data.ndim == 4 and data.shape[3] == 1:
-        data = data[..., 0]
-    if data.ndim == 2:
-        data = data[..., np.newaxis]
-    if data.ndim != 3:
-        raise FieldMapError(f"the field map {path} has the shape {data.shape}: expected one volume [i, j, k]")
-    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    order = [2, 1, 0, 3]  # slice, row, column are k, j, i
-    return PlacedMap(path.name, data.transpose(2, 1, 0), to_lps[:, order], float(np.linalg.norm(affine[:3, 2])), warn)
+    """Map of a NIfTI file of one volume; its last axis are the slices."""
+    values, geometry = nifti.read(path)
+    if len(values) != 1:
+        raise FieldMapError(f"the field map {path} has {len(values)} volumes: expected one")
+    if not geometry.is_known:
+        raise FieldMapError(f"the field map {path} does not tell where it lies: its qform and sform codes are 0")
+    to_patient = geometry.affine[:, [2, 1, 0, 3]]  # of (slice, row, column)
+    return PlacedMap(path.name, values[0], to_patient, float(np.linalg.norm(to_patient[:3, 0])), warn)
 
 
 def _mrd_images(path: Path, warn: Callable[[str], None]) -> PlacedMap:
