@@ -230,3 +230,16 @@ def test_concomitant_fields_are_taken_out_before(trajectory, monkeypatch, tmp_pa
     assert error(client.pixels, plain.pixels) < 0.03
     alone = run(monkeypatch, tmp_path, simplenufft, scan_of(trajectory, **options), field_map="auto")
     assert any("no off-resonance that blurs was found" in text for text in alone.texts)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("learned_at_once")
+@pytest.mark.parametrize("module", [simplenufft1arm, rtspiral_live_tvrecon], ids=lambda module: module.__name__)
+def test_images_of_the_gpu_have_the_field_corrected_that_the_cpu_learned(trajectory, monkeypatch, tmp_path, module):
+    pytest.importorskip("cupy")
+    disturbed = scan_of(trajectory, 136, noise=0.0, off_resonance=LINEAR)
+    ours, theirs = (
+        run(monkeypatch, tmp_path, module, disturbed, field_map="auto", gpu_device=device) for device in (-1, 0)
+    )
+    assert error(theirs.pixels[-1], ours.pixels[-1]) < 0.02
+    assert any("off-resonance by the scan's own data" in text for text in theirs.texts)
