@@ -51,8 +51,13 @@ FLOOR = 1e-3  # power of the signal, over the largest, below which regions decid
 LEAST = 0.02  # [cycles]; what turns less is left alone
 SHARPER = 0.97  # imaginary part, over that of the uncorrected image, that a map has to reach
 APART = 0.5  # of the longest time; arms that are in the centre as late as that, or as early, do not begin there
+PLACE = 5.0  # [mm]; a slice that has moved has another field
 UPDATE = 10.0  # [s], after which a field is learned again
 CHANGE = 0.03  # [cycles], by which it has to differ then
+
+
+class NoSignalError(ValueError):
+    """There are no data that a field could be learned from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +144,9 @@ class AutoFieldMap:
 
 
 def _plane(head: ismrmrd.AcquisitionHeader) -> tuple[float, ...]:
-    """Slice counter and orientation."""
-    return (head.idx.slice, *(round(value, 3) for value in (*head.read_dir, *head.phase_dir)))
+    """Slice counter, orientation, and position to `PLACE`."""
+    directions = (round(value, 3) for value in (*head.read_dir, *head.phase_dir))
+    return (head.idx.slice, *directions, *(round(value / PLACE) for value in head.position))
 
 
 def estimate(plan: Any, samples: NDArray[np.complex64], radius: NDArray[Any], seconds: NDArray[Any]) -> FieldEstimate:
@@ -159,8 +165,8 @@ def estimate(plan: Any, samples: NDArray[np.complex64], radius: NDArray[Any], se
 
     Raises
     ------
-    ValueError
-        There is no signal.
+    NoSignalError
+        All samples are zero.
     """
     longest = float(np.abs(seconds).max())
     late = np.broadcast_to(np.abs(seconds) > APART * longest, radius.shape)
@@ -201,7 +207,7 @@ class _Focus:
         reference = to_host(plan.adjoint((samples * window).astype(np.complex64)))
         self.power = (np.abs(reference) ** 2).sum(axis=0)
         if not self.power.max() > 0:
-            raise ValueError("there is no signal")
+            raise NoSignalError("there is no signal")
         phases = reference.conj() / np.sqrt(np.maximum(self.power, 1e-6 * self.power.max()))
         self._cycles = np.linspace(-band, band, FREQUENCIES)
         terms = find_terms(Phase(turns[..., np.newaxis], self._cycles[np.newaxis, np.newaxis]), ACCURACY)

@@ -11,7 +11,7 @@ import rtspiral_live_tvrecon
 import simplenufft
 import simplenufft1arm
 from recon import fieldlearning, noncartesian
-from recon.autofield import AutoFieldMap, estimate
+from recon.autofield import AutoFieldMap, NoSignalError, estimate
 from simulation import trajectories
 from simulation.fields import OffResonance
 from simulation.spiraldesign import SpiralDesign, design_spiral
@@ -91,7 +91,7 @@ def test_arms_that_do_not_begin_in_the_centre_are_left_alone(kind, middle, field
 
 def test_no_signal_is_no_field(trajectory):
     arms = slab_of(scan_of(trajectory)).planes[0]
-    with pytest.raises(ValueError, match="there is no signal"):
+    with pytest.raises(NoSignalError, match="there is no signal"):
         estimate(arms.plan, 0 * arms.samples, np.linalg.norm(arms.k, axis=-1), np.arange(arms.k.shape[1])[np.newaxis])
 
 
@@ -205,6 +205,30 @@ def simplenufft1arm_frames(monkeypatch, folder, simulation, gate):
     client = Client(items())
     simplenufft1arm.process(client, "", simulation.header)
     return sent[0]
+
+
+@pytest.mark.usefixtures("learned_at_once")
+def test_scan_goes_on_where_the_terms_do_not_fit_into_the_memory(trajectory, monkeypatch, tmp_path):
+    checked = simplenufft1arm.check_memory
+    monkeypatch.setattr(
+        simplenufft1arm, "check_memory",
+        lambda plan, *rest: checked(plan, *rest) if not hasattr(plan, "terms") else checked(plan, 10**9, *rest[1:]),
+    )  # fmt: skip
+    disturbed = scan_of(trajectory, 170, off_resonance=LINEAR)
+    blurred, told = (run(monkeypatch, tmp_path, simplenufft1arm, disturbed, field_map=each) for each in ("", "auto"))
+    np.testing.assert_array_equal(told.pixels, blurred.pixels)
+    assert any("without the new field correction" in text and "MiB" in text for text in told.texts)
+
+
+@pytest.mark.usefixtures("learned_at_once")
+def test_scan_without_a_signal_has_its_images(trajectory, monkeypatch, tmp_path):
+    """Of samples that are too small for single precision when they are squared."""
+    simulation = scan_of(trajectory, 102, noise=0.0)
+    items = [item for item in simulation.items() if hasattr(item, "data")]
+    for item in items:
+        item.data[:] *= 1e-30
+    client = run(monkeypatch, tmp_path, simplenufft1arm, simulation, items, field_map="auto")
+    assert len(client.images) == 5
 
 
 def test_readouts_without_a_dwell_time_are_corrected_by_what_they_tell(trajectory, monkeypatch, tmp_path):
