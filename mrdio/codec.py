@@ -334,7 +334,9 @@ def read_content(identifier: int, stream: io.BufferedIOBase, limits: Limits) -> 
     """
     codec = CODECS.get(identifier)
     if identifier == BEGINNING_OF_MRD2:
-        raise ProtocolError("this is MRD version 2, the server takes version 1: client.py sends files of both")
+        raise ProtocolError(
+            f"message identifier {identifier}: this is MRD version 2, the server takes version 1; client.py sends both"
+        )
     if codec is None:
         name = f" ({MessageId(identifier).name}, deprecated)" if identifier in MessageId.__members__.values() else ""
         known = ", ".join(str(int(known)) for known in CODECS)

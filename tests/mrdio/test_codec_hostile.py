@@ -225,5 +225,5 @@ def test_attribute_texts(attributes, value):
 
 def test_stream_of_version_2_is_told_as_such():
     """What a program of MRD version 2 sends to the server."""
-    with pytest.raises(ProtocolError, match=r"this is MRD version 2, the server takes version 1: client\.py sends"):
+    with pytest.raises(ProtocolError, match=r"this is MRD version 2, the server takes version 1; client\.py sends"):
         read_one(io.BytesIO(b"yardl\x01\x00\x00\x00"))

@@ -12,6 +12,7 @@ import simplenufft
 import simplenufft1arm
 from recon import fieldlearning, noncartesian
 from recon.autofield import AutoFieldMap, NoSignalError, estimate
+from server_process import wait_until
 from simulation import trajectories
 from simulation.fields import OffResonance
 from simulation.spiraldesign import SpiralDesign, design_spiral
@@ -182,29 +183,24 @@ def test_frames_go_on_while_the_new_grids_fill(trajectory, monkeypatch, tmp_path
 
 
 def test_scan_does_not_wait_for_the_field(trajectory, monkeypatch, tmp_path):
-    """Its images come while the field is still being learned; that of the last readout comes after it."""
+    """Its images come while the field is still being learned; the last readout comes after it."""
     gate = threading.Event()
     monkeypatch.setattr(fieldlearning.FieldLearner, "_learn", lambda learner, readouts: (gate.wait(), None))
     simulation = scan_of(trajectory, 102, off_resonance=LINEAR)
-    frames = simplenufft1arm_frames(monkeypatch, tmp_path, simulation, gate)
-    assert frames == 4
-
-
-def simplenufft1arm_frames(monkeypatch, folder, simulation, gate):
-    """Number of images that were sent before the gate opened, which the last readout does."""
-    client = None
+    client = Client([])
 
     def items():
-        yield from simulation.items()
-        sent.append(len(client.images))
-        gate.set()
+        for number, item in enumerate(simulation.items(), start=1):
+            if number == 102:
+                assert wait_until(lambda: len(client.images) == 4)
+                gate.set()
+            yield item
 
-    sent = []
-    configure(monkeypatch, simplenufft1arm.ViewSharingConfig, folder,
+    client.items = items()
+    configure(monkeypatch, simplenufft1arm.ViewSharingConfig, tmp_path,
               reconstruction=MODULES[simplenufft1arm] | {"field_map": "auto"})  # fmt: skip
-    client = Client(items())
     simplenufft1arm.process(client, "", simulation.header)
-    return sent[0]
+    assert len(client.images) == 5
 
 
 @pytest.mark.usefixtures("learned_at_once")
