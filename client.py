@@ -38,25 +38,31 @@ from pathlib import Path
 from mrdio.commandline import log_to, number
 from mrdio.h5groups import MrdFileError
 from sending.clientsession import INTERRUPT_WAIT, ClientError, ClientOptions, Result, run, where_kept
+from sending.exports import writer_for
+from sending.pipes import STANDARD, input_file
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description="Sends an MRD file to an MRD server and keeps the images that come back.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Sends an MRD file to an MRD server and keeps the images that come back."
     )
     add = parser.add_argument
-    add("filename", type=Path, help="input: MRD .h5 file or ISMRMRD stream file")
-    add("-a", "--address", default="localhost", help="address of the server")
-    add("-p", "--port", type=number(1, high=65535), default=9002, help="port of the server")
-    add("-o", "--outfile", type=Path, help="output file (default: the input's name with _results.h5)")
+    source = "input: MRD .h5, ISMRMRD stream, MRD version 2 stream or NIfTI file; - is standard input"
+    output = "output: MRD .h5 file, NIfTI if it ends in .nii or .nii.gz, MRD version 2 stream if it ends in .mrd2 "
+    output += "(default: the input's name with _results.h5); - is standard output"
+    add("filename", type=Path, help=source)
+    add("-a", "--address", default="localhost", help="address of the server (default: %(default)s)")
+    add("-p", "--port", type=number(1, high=65535), default=9002, help="port of the server (default: %(default)s)")
+    add("-o", "--outfile", type=Path, help=output)
     add("-g", "--in-group", help="group of the input file (default: the only one)")
     add("-G", "--out-group", help="group of the output file (default: date and time)")
+    add("--overwrite", action="store_true", help="replace the group of the output file if it is there already")
     add("-c", "--config", default=None, help="module that the server is to run (default: invertcontrast)")
     add("-C", "--config-local", type=Path, help="local file whose text is sent as the config")
     add("-w", "--send-waveforms", action="store_true", help="send waveforms too, in time order between the readouts")
     add("--ignore-json-config", action="store_true", help="ignore modules named in JSON parameters (as with -c)")
+    add("--strict", action="store_true", help="end with an error if the server does not know the module")
     add("--fix-transposed", action="store_true", help="transpose an image when that makes it fit its series")
     add("--mrd2gif", action="store_true", help="make a GIF of the images")
     add("--realtime", action="store_true", help="send at the pace of the scan, and report how well that went")
@@ -64,12 +70,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("-v", "--verbose", action="store_true", help="log details")
     add("-l", "--logfile", type=Path, help="log into this file as well")
     add("--quiet", action="store_true", help="print errors only")
-    add("--timeout", type=number(0.1, float), default=3600.0, metavar="SECONDS", help="longest silence of the server")
+    silence = "longest silence of the server (default: %(default)s)"
+    add("--timeout", type=number(0.1, float), default=3600.0, metavar="SECONDS", help=silence)
     options = parser.parse_args(arguments)
     if options.loop and not options.realtime:
         parser.error("--loop needs --realtime")
     if options.loop and (options.outfile or options.out_group or options.mrd2gif):
         parser.error("--loop keeps no images: leave out -o, -G and --mrd2gif")
+    if options.filename == STANDARD and options.outfile is None and not options.loop:
+        parser.error("the output needs a name: give it with -o (-o - is standard output)")
+    if options.mrd2gif and writer_for(options.outfile) is not None:
+        parser.error(f"--mrd2gif needs images in an .h5 file, not in {options.outfile}")
     return options
 
 
@@ -133,8 +144,17 @@ def _run_command(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"error: the log file cannot be written: {error}", file=sys.stderr)
         return 1
+    try:
+        with input_file(arguments.filename) as source:
+            return _send(arguments, source)
+    except MrdFileError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _send(arguments: argparse.Namespace, source: Path) -> int:
     options = ClientOptions(
-        source=arguments.filename,
+        source=source,
         in_group=arguments.in_group,
         output=arguments.outfile,
         out_group=arguments.out_group,
@@ -149,6 +169,8 @@ def _run_command(arguments: argparse.Namespace) -> int:
         progress=show_progress if sys.stderr.isatty() and not arguments.quiet else None,
         realtime=arguments.realtime,
         keep=not arguments.loop,
+        strict=arguments.strict,
+        overwrite=arguments.overwrite,
     )
     status = _run_once(arguments, options)
     while arguments.loop and status == 0:
@@ -189,19 +211,25 @@ def show_progress(sent: int, total: int | None, received: int) -> None:
 
 
 def print_summary(result: Result, kept: bool = True) -> None:
-    """Print how much was sent and received, and where the images are, if they were kept."""
+    """Print how much was sent and received, and where the images are, if they were kept.
+
+    To standard error where the images are in standard output.
+    """
+    file = sys.stderr if result.output == STANDARD else sys.stdout
 
     def listed(counts: dict[str, int]) -> str:
         return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
-    print(f"sent     {listed(result.sent)}")
-    print(f"received {listed(result.received)} in {result.seconds:.1f} s")
+    lines = [f"sent     {listed(result.sent)}", f"received {listed(result.received)} in {result.seconds:.1f} s"]
     if result.fallbacks:
-        print(f"fallback {result.fallbacks} of the images are simple fallback images: the reconstruction failed")
+        lines.append(f"fallback {result.fallbacks} of the images are simple fallback images: the reconstruction failed")
     if result.pace:
-        print(result.pace)
-    if kept and any(result.received.values()) and result.part is None:
-        print(f"output   {result.output} group '{result.group}'")
+        lines.append(result.pace)
+    if result.files:
+        lines += [f"output   {path}" for path in result.files if path != STANDARD]
+    elif kept and any(result.received.values()) and result.part is None:
+        lines.append(f"output   {result.output} group '{result.group}'")
+    print("\n".join(lines), file=file)
 
 
 if __name__ == "__main__":

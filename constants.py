@@ -59,6 +59,9 @@ MRD_LOGGING_WARNING = "WARNING "
 MRD_LOGGING_ERROR = "ERROR   "
 MRD_LOGGING_CRITICAL = "CRITICAL"
 
+# Begins the warning that the default config runs instead of the one that the client asked for.
+NO_SUCH_MODULE = "there is no module"
+
 IDENTIFIER = struct.Struct("<H")
 TEXT_LENGTH = struct.Struct("<I")
 ATTRIBUTES_LENGTH = struct.Struct("<Q")

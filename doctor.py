@@ -88,7 +88,7 @@ def findings(options: argparse.Namespace, folders: Sequence[Path]) -> Iterator[F
         place = machine.Place(options.host, options.port, options.savedataFolder, options.dependencyFolder or beside)
         yield from machine.check(place)
     if options.machine or options.module:
-        yield from settings.unique(settings.check(folders, options.module or ""))
+        yield from settings.check(folders, options.module or "")
     if options.container is not None:
         yield from container.check(options.container, options.newestCuda)
     if options.module is not None:
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     begin, seen = time.monotonic(), []
     stdout = sys.stdout  # a module's own output goes elsewhere
-    for finding in findings(options, folders):
+    for finding in settings.unique(findings(options, folders)):
         seen.append(finding)
         show([finding], stdout, colours)
     counts = {level: sum(each.level is level for each in seen) for level in Level}

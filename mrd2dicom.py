@@ -1,4 +1,4 @@
-"""MRD images to DICOM files: ``python mrd2dicom.py images.h5``.
+"""MRD images to DICOM files: ``python mrd2dicom.py images.h5``; to NIfTI with ``-o images.nii.gz``.
 
 Images that came from DICOM (see ``dicom2mrd.py``) get all their attributes back, but for those that processing
 changed. The frames of an enhanced or other multi-frame object become one such object again, the rest classic
@@ -42,9 +42,11 @@ from dicomio.update import (
     put_window,
     summarise_frames,
 )
+from mrdio import nifti
 from mrdio.h5groups import MrdFileError
 from mrdio.mrdfile import MrdReader
 from mrdio.mrdheader import parse_header
+from sending import niftiimages
 
 logger = logging.getLogger(__name__)
 
@@ -322,18 +324,22 @@ def _valid(reader: MrdReader) -> Iterator[ismrmrd.Image]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 1 if nothing was converted."""
-    parser = argparse.ArgumentParser(description="Converts the images of an MRD file into DICOM files.")
+    parser = argparse.ArgumentParser(description="Converts the images of an MRD file into DICOM files, or NIfTI.")
+    output = "output folder (default: the file's name without .h5), or a NIfTI file, which ends in .nii or .nii.gz"
     parser.add_argument("filename", type=Path, metavar="file.h5", help="MRD file with images")
     parser.add_argument("-g", "--in-group", help="group in the file (may be left out when there is only one)")
-    parser.add_argument("-o", "--out-folder", type=Path, help="output folder (default: the file's name without .h5)")
+    parser.add_argument("-o", "--out-folder", type=Path, help=output)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     folder = args.out_folder or args.filename.with_suffix("")
     if folder == args.filename:  # a file without suffix
         folder = args.filename.with_name(f"{args.filename.name}_dicom")
     try:
+        if folder.name.lower().endswith(nifti.NAMES):
+            print("\n".join(map(str, niftiimages.write_group(args.filename, args.in_group, folder))))
+            return 0
         written = convert(args.filename, folder, args.in_group)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{written} DICOM files written to {folder}")

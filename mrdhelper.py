@@ -16,6 +16,7 @@ from mrdio.overlays import create_roi as create_roi
 from mrdio.overlays import create_text as create_text
 from mrdio.overlays import parse_roi as parse_roi
 from mrdio.overlays import parse_text as parse_text
+from mrdio.pixeltypes import to_pixel_type
 from mrdio.timestamps import SECONDS_PER_TICK as SECONDS_PER_TICK
 from mrdio.timestamps import ticks_to_seconds as ticks_to_seconds
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_BITS_STORED = 12
 INT16_MAXIMUM = int(np.iinfo(np.int16).max)
+_LONGEST_AXIS = 2**16 - 1  # sizes are 16-bit numbers in an image's header
 HEADROOM = 1.5  # of a series' scale above its first images
 
 _PLACE = ("position", "read_dir", "phase_dir", "slice_dir")
@@ -362,8 +364,8 @@ def build_image(
     raw_head: Any,
     metadata: Any,
     *,
-    index: int,
-    series: int = 0,
+    index: int | None = None,
+    series: int | None = None,
     image_type: int | None = None,
     field_of_view: Sequence[float] | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -373,36 +375,47 @@ def build_image(
     Parameters
     ----------
     data
-        Pixels [channel, z, y, x], [z, y, x] or [y, x] of one of the eight MRD pixel types.
+        Pixels [channel, z, y, x], [z, y, x] or [y, x]. The eight MRD pixel types are uint16, int16, uint32, int32,
+        float32, float64, complex64 and complex128. Further ones become the nearest of these that holds all their
+        values: uint8 and bool uint16, int8 int16, float16 float32; int64 becomes int32, and uint64 uint32, if they fit.
     raw_head
-        Header of the readout that the image inherits from; None leaves geometry, counters and time stamps at zero.
+        Header of the readout or image that the image inherits from; None leaves geometry, counters and time stamps at
+        zero.
     metadata
         MRD header; may be text when the client sent no valid one.
     index
-        Number of the image in its series, counted from 1.
+        Number of the image in its series, counted from 1; by default that of an image's header, else 1.
     series
-        Series number.
+        Series number; by default that of an image's header, else 0.
     image_type
-        An ``ismrmrd.IMTYPE_*``; by default complex for complex pixels, else magnitude.
+        An ``ismrmrd.IMTYPE_*``. By default complex for complex pixels; for others that of an image's header, unless
+        that is complex, else magnitude.
     field_of_view
-        (x, y, z) [mm]; by default that of the header's reconSpace.
+        (x, y, z) [mm]; by default that of an image's header, else that of the MRD header's reconSpace.
     meta
         Further attributes, which win over the ones set here.
 
     Raises
     ------
     ValueError
-        When `data` has not 2 to 4 axes, or as `check_geometry`.
+        When `data` has not 2 to 4 axes, or one that is too long, or pixels that no MRD type holds, or as
+        `check_geometry`.
     """
-    if not 2 <= np.ndim(data) <= 4:
-        raise ValueError(f"image data has {np.ndim(data)} axes; expected [channel, z, y, x], [z, y, x] or [y, x]")
-    pixels = np.ascontiguousarray(data)[(np.newaxis,) * (4 - np.ndim(data))]
+    data = np.asarray(data)
+    if not 2 <= data.ndim <= 4:
+        wanted = "[channel, z, y, x], [z, y, x] or [y, x]"
+        raise ValueError(f"image data of shape {data.shape} has {data.ndim} axes; expected {wanted}")
+    if max(data.shape) > _LONGEST_AXIS:
+        raise ValueError(f"image data of shape {data.shape} has more than {_LONGEST_AXIS} pixels along an axis")
+    pixels = np.ascontiguousarray(to_pixel_type(data))[(np.newaxis,) * (4 - data.ndim)]
     head = update_img_header_from_raw(ismrmrd.ImageHeader(), raw_head)
     head.version = 1
-    is_complex = np.iscomplexobj(pixels)
-    head.image_type = image_type or (ismrmrd.IMTYPE_COMPLEX if is_complex else ismrmrd.IMTYPE_MAGNITUDE)
-    head.image_index = index
-    head.image_series_index = series
+    given = raw_head if isinstance(raw_head, ismrmrd.ImageHeader | ismrmrd.Image) else ismrmrd.ImageHeader()
+    head.image_type = image_type or _image_type(pixels, given.image_type)
+    head.image_index = (given.image_index or 1) if index is None else index
+    head.image_series_index = given.image_series_index if series is None else series
+    if field_of_view is None and any(given.field_of_view):
+        field_of_view = given.field_of_view
     if field_of_view is None:
         field_of_view = recon_field_of_view(metadata, getattr(raw_head, "encoding_space_ref", 0))
     if field_of_view is not None:
@@ -413,4 +426,12 @@ def build_image(
         set_window(attributes, bits_stored(metadata))
     set_image_directions(attributes, head)
     attributes.update(meta or {})
+    if pixels.dtype == np.int32:
+        pixels = pixels.astype(np.int64)  # as ismrmrd holds MRD's 32-bit integers
     return ismrmrd.Image(head=head, data=pixels, meta=attributes)
+
+
+def _image_type(pixels: NDArray[Any], of_header: int) -> int:
+    if np.iscomplexobj(pixels):
+        return ismrmrd.IMTYPE_COMPLEX
+    return ismrmrd.IMTYPE_MAGNITUDE if of_header in (0, ismrmrd.IMTYPE_COMPLEX) else of_header

@@ -33,11 +33,11 @@ def follow(limits: Limits) -> None:
         print("\n" + json.dumps({"done": token}), flush=True)  # behind whatever was printed without a line end
 
 
-def put_into(output: Path, stream: Path, group: str) -> int:
+def put_into(output: Path, stream: Path, group: str, overwrite: bool) -> int:
     """Put the stream of an interrupted run of the client into a group of its output; returns the exit status."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        join(stream, output, group)
+        join(stream, output, group, overwrite)
     except Exception as error:  # noqa: BLE001 -- whatever it is, the stream is kept, and the user is told in one line
         print(ERROR + reason(error, output), file=sys.stderr)
         return 1
@@ -50,6 +50,7 @@ def main() -> int:
     parser.add_argument("path", type=Path, nargs="?", help=f"folder (default: {DEFAULT_FOLDER}), or one stream")
     parser.add_argument("-o", "--outfile", type=Path, help="put the stream of an interrupted client into this .h5 file")
     parser.add_argument("-G", "--out-group", default=str(datetime.now()), help="its group (default: date and time)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the group if it is there already")
     parser.add_argument("--log-json", dest="as_json", action="store_true", help="log JSON, one object a line")
     parser.add_argument("--follow", action="store_true", help=argparse.SUPPRESS)
     add_limits(parser, *CONVERSION_LIMITS)
@@ -57,7 +58,7 @@ def main() -> int:
     if arguments.outfile is not None:
         if arguments.path is None:
             parser.error("-o needs the stream that is to be put into it")
-        return put_into(arguments.outfile, arguments.path, arguments.out_group)
+        return put_into(arguments.outfile, arguments.path, arguments.out_group, arguments.overwrite)
     os.umask(os.umask(0o777) | (0o777 & ~FILE_MODE & ~FOLDER_MODE))  # HDF5 makes files with the mode that this leaves
     log_to(logging.StreamHandler(sys.stdout), False, None, as_json=arguments.as_json)
     limits = read_limits(arguments)

@@ -156,7 +156,10 @@ def reconstruct(
             elif here.begins_frame:
                 changed, correction = learner.news(readout)
                 if changed:
-                    following[number] = open_views(readout, correction)
+                    try:
+                        following[number] = open_views(readout, correction)
+                    except ValueError as error:
+                        scan.warn(f"images go on as they were, without the new field correction: {error}")
             learner.add(readout)
             grid = here.add(readout)
             if number in following and (better := following[number].add(readout)) is not None:

@@ -161,8 +161,8 @@ def concomitant() -> Iterator[str]:
     yield "| concomitant fields | uncorrected | corrected | terms |"
     yield "| --- | --- | --- | --- |"
     for name, options in PLANES.items():
-        free = scan(readouts=INTERLEAVES * 2, vials=(0.0,) * 3)
-        disturbed = scan(readouts=INTERLEAVES * 2, vials=(0.0,) * 3, concomitant=True, **options)
+        short = {"readouts": INTERLEAVES * 2, "vials": (0.0,) * 3, "noise": 0.0}
+        free, disturbed = scan(**short), scan(**short, concomitant=True, **options)
         plain = images_of(free)[0]
         blurred, (sharp, texts) = images_of(disturbed, 'concomitant = "off"')[0], images_of(disturbed)
         yield (

@@ -1,5 +1,6 @@
 """Checks of the images that a module sends, as a scanner would make them: one function for each thing."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -210,12 +211,20 @@ def _field_of_view(images: Images, scan: Scan) -> Iterator[Finding]:
             yield fault("field of view", f"{_name(image)}: field_of_view is {_list(theirs)} mm: it may have no zero")
             continue
         pixel = [extent / count for extent, count in zip(theirs, size, strict=True)]
-        if rights and not any(_fits(pixel, right) for right in rights):
+        resampled = any(_fits(theirs, _view(each.reconSpace)) for each in encodings) and any(
+            math.isclose(pixel[0] / right[0], pixel[1] / right[1], rel_tol=0.01) for right in rights
+        )
+        if rights and not resampled and not any(_fits(pixel, right) for right in rights):
             yield fault(
                 "field of view",
                 f"{_name(image)}: field_of_view {_list(theirs)} mm for {_size(image.data.shape)} pixels makes pixels "
                 f"of {_list(pixel)} mm, those of the header (reconSpace) are {_list(rights[0])} mm",
             )
+
+
+def _view(space: Any) -> tuple[float, float, float]:
+    """Field of view of a space (x, y, z) [mm]."""
+    return space.fieldOfView_mm.x, space.fieldOfView_mm.y, space.fieldOfView_mm.z
 
 
 def _pixel(space: Any) -> tuple[float, float, float]:

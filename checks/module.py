@@ -13,7 +13,7 @@ from checks.scanner import Answer, Scanner
 from checks.scans import Scan
 from recon import memory
 from recon.configuration import PROJECT_FOLDER
-from serving.module_loader import ModuleError, ModuleLoader
+from serving.module_loader import ModuleError, ModuleLoader, known_names
 
 LONGEST_PACED = 5.0  # length of a scan that is sent at its own pace [s]
 SAME = 0.05  # relative difference that images of the same data may have: live ones depend on the time
@@ -270,6 +270,7 @@ def find(module: str, folders: Sequence[Path]) -> Finding:
     path = loader.find(module)
     if process is None or path is None:
         names = ", ".join(map(str, folders))
-        return fault("module", f"there is no module '{module}' (a file {module}.py that defines process) in {names}")
+        wanted = f"there is no module '{module}' (a file {module}.py that defines process)"
+        return fault("module", f"{wanted} in {names}; {known_names(module, loader.names())}")
     shown = path.relative_to(PROJECT_FOLDER) if path.is_relative_to(PROJECT_FOLDER) else path
     return ok("module", f"{shown} can be loaded")

@@ -189,6 +189,7 @@ IMAGE_DTYPES: dict[int, np.dtype] = {
 }
 
 
+BEGINNING_OF_MRD2 = int.from_bytes(b"ya", "little")  # of "yardl", where a message of version 1 has its identifier
 UNREADABLE = "UnreadableAttributes"
 
 PIECE = 1 << 14  # characters of attributes that are read at once: no other thread runs meanwhile
@@ -332,6 +333,10 @@ def read_content(identifier: int, stream: io.BufferedIOBase, limits: Limits) -> 
         If the stream ends within the message.
     """
     codec = CODECS.get(identifier)
+    if identifier == BEGINNING_OF_MRD2:
+        raise ProtocolError(
+            f"message identifier {identifier}: this is MRD version 2, the server takes version 1; client.py sends both"
+        )
     if codec is None:
         name = f" ({MessageId(identifier).name}, deprecated)" if identifier in MessageId.__members__.values() else ""
         known = ", ".join(str(int(known)) for known in CODECS)

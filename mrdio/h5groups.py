@@ -130,6 +130,18 @@ class Inside:
         return names
 
 
+def refuse_raw_data(group: Any) -> None:
+    """Check that a group holds no readouts: those of a measurement cannot be made again, as images can.
+
+    Raises
+    ------
+    MrdFileError
+        If it does.
+    """
+    if isinstance(group, h5py.Group) and "data" in group:
+        raise MrdFileError(f"{group.file.filename}: group '{group.name.strip('/')}' holds raw data: it is not replaced")
+
+
 def open_mrd(path: Path | str, group: str | None = None) -> h5py.File:
     """Open an MRD .h5 file for reading.
 

@@ -31,7 +31,7 @@ from ismrmrd.hdf5 import (
 )
 
 from mrdio.codec import IMAGE_DTYPES, make_image
-from mrdio.h5groups import Inside, MrdFileError, image_groups, open_mrd, reading
+from mrdio.h5groups import Inside, MrdFileError, image_groups, open_mrd, reading, refuse_raw_data
 
 logger = logging.getLogger(__name__)
 
@@ -234,11 +234,14 @@ class MrdWriter:
         small its images are. None: no limit.
     locking : bool or None
         Whether HDF5 locks the file; None: as HDF5 does by itself. False if the caller holds a lock on it already.
+    replace : bool
+        Whether what the group holds already is removed. The space is used again for what is written.
 
     Raises
     ------
     MrdFileError
-        If the file cannot be written, or is no HDF5 file, or the group cannot be made.
+        If the file cannot be written, or is no HDF5 file, or the group cannot be made, or is to be replaced and holds
+        raw data.
     """
 
     def __init__(
@@ -248,6 +251,7 @@ class MrdWriter:
         keep_free: int = DISK_MARGIN,
         image_groups: int | None = None,
         locking: bool | None = None,
+        replace: bool = False,
     ) -> None:
         self.path = Path(path)
         self._keep_free = max(DISK_MARGIN, keep_free)
@@ -258,7 +262,10 @@ class MrdWriter:
             raise MrdFileError(f"{self.path} cannot be written: {error}") from error
         self.group = group
         try:
-            Inside(self._file).find_mrd(group)
+            there = Inside(self._file).find_mrd(group)
+            if replace and there is not None:
+                refuse_raw_data(there)
+                del self._file[group]
             self._group = self._file.require_group(group)
         except MrdFileError:
             self._file.close()

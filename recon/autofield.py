@@ -47,12 +47,17 @@ GROWTHS = np.linspace(-0.75, 0.75, 7)  # over the image, likewise
 SPARSE = 7  # every so many pixels decide at first
 REGION = 0.05  # radius of regions, of the image
 RESERVE = 0.1  # imaginary part, over that of the uncorrected image, that a region's deviation by 1 cycle has to save
+REGIONS = 0.05  # [cycles], root mean square, that regions have to add; where there is no field they may add half of it
 FLOOR = 1e-3  # power of the signal, over the largest, below which regions decide little
 LEAST = 0.02  # [cycles]; what turns less is left alone
 SHARPER = 0.97  # imaginary part, over that of the uncorrected image, that a map has to reach
 APART = 0.5  # of the longest time; arms that are in the centre as late as that, or as early, do not begin there
 UPDATE = 10.0  # [s], after which a field is learned again
 CHANGE = 0.03  # [cycles], by which it has to differ then
+
+
+class NoSignalError(ValueError):
+    """There are no data that a field could be learned from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +71,7 @@ class FieldEstimate:
     linear
         Its value in the middle of the image, and its growth over the columns and over the rows of the image [Hz].
     smooth
-        Root mean square of the rest, weighted by the signal's power [Hz].
+        Root mean square of what regions add, weighted by the signal's power [Hz].
     turn
         Root mean square of the phase that the whole makes in the longest time of an arm [cycles].
     blur
@@ -99,9 +104,10 @@ class FieldEstimate:
 
     def __str__(self) -> str:
         middle, across, down = self.linear
+        regions = f", {self.smooth:.0f} Hz rms besides" if self.smooth else ""
         text = (
             f"off-resonance by the scan's own data {middle:.0f} Hz in the middle, {across:+.0f} Hz over the columns "
-            f"and {down:+.0f} Hz over the rows, {self.smooth:.0f} Hz rms besides, {self.turn:.2f} cycles in a readout; "
+            f"and {down:+.0f} Hz over the rows{regions}, {self.turn:.2f} cycles in a readout; "
             f"imaginary part {self.blur:.2f} of what it was"
         )
         if math.isinf(self.blur):
@@ -171,8 +177,8 @@ def estimate(plan: Any, samples: NDArray[np.complex64], radius: NDArray[Any], se
 
     Raises
     ------
-    ValueError
-        There is no signal.
+    NoSignalError
+        All samples are zero.
     """
     longest = float(np.abs(seconds).max())
     late = np.broadcast_to(np.abs(seconds) > APART * longest, radius.shape)
@@ -180,13 +186,15 @@ def estimate(plan: Any, samples: NDArray[np.complex64], radius: NDArray[Any], se
     few = np.tensordot(virtual_coils(samples, VIRTUAL_COILS), samples, 1)
     scan = _Focus(plan, few, radius, seconds / longest, min(BAND, LARGEST * longest))
     linear = scan.linear()
-    cycles = scan.locally(scan.plane(linear))
-    weights = scan.power / scan.power.sum()
-    rest = cycles - scan.plane(linear)
+    cycles, weights = scan.plane(linear), scan.power / scan.power.sum()
+    rest = scan.locally(cycles) - cycles
+    smooth = float(np.sqrt((weights * rest**2).sum()))
+    if smooth > REGIONS:
+        cycles = cycles + rest
     return FieldEstimate(
         hertz=(cycles / longest).astype(np.float32),
         linear=(float(linear[0]) / longest, float(linear[1]) / longest, float(linear[2]) / longest),
-        smooth=float(np.sqrt((weights * rest**2).sum())) / longest,
+        smooth=(smooth if smooth > REGIONS else 0.0) / longest,
         turn=float(np.sqrt((weights * cycles**2).sum())),
         blur=scan.imaginary(cycles) / scan.imaginary(np.zeros_like(cycles)) if begins else math.inf,
         power=scan.power,
@@ -211,7 +219,7 @@ class _Focus:
         reference = to_host(plan.adjoint((samples * window).astype(np.complex64)))
         self.power = (np.abs(reference) ** 2).sum(axis=0)
         if not self.power.max() > 0:
-            raise ValueError("there is no signal")
+            raise NoSignalError("there is no signal")
         phases = reference.conj() / np.sqrt(np.maximum(self.power, 1e-6 * self.power.max()))
         self._cycles = np.linspace(-band, band, FREQUENCIES)
         terms = find_terms(Phase(turns[..., np.newaxis], self._cycles[np.newaxis, np.newaxis]), ACCURACY)
@@ -252,7 +260,7 @@ class _Focus:
         return np.asarray(found.x)
 
     def locally(self, cycles: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Field [row, column] [cycles] that regions make of one."""
+        """Field [row, column] [cycles] that regions make of a linear one."""
         radius = REGION * max(cycles.shape)
         regions = ndimage.gaussian_filter(self._imaginary, (0, radius, radius))
         reserve = RESERVE * self._imaginary[len(self._cycles) // 2].mean()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon import concomitant
-from recon.autofield import AutoFieldMap, estimate
+from recon.autofield import AutoFieldMap, NoSignalError, estimate
 from recon.configuration import ConfigurationError, FieldSettings
 from recon.fieldterms import FieldTerms, Phase, find_terms
 
@@ -142,7 +142,11 @@ class FieldCorrection:
             )
             if found is not None:
                 samples = samples * Correction(found, found.temporal(times[..., 1:])).demodulation
-        learned = estimate(plan, samples, np.linalg.norm(k, axis=-1), times[..., 0])
+        try:
+            learned = estimate(plan, samples, np.linalg.norm(k, axis=-1), times[..., 0])
+        except NoSignalError as error:
+            logger.info("The field of slice %d is not learned: %s", head.idx.slice, error)
+            return False
         changed = self._map.keep(head, learned)
         (self._tell if changed else logger.info)(
             f"slice {head.idx.slice}: {learned}{'' if dwell > 0 else ', as if a sample took 1 us'}"

@@ -201,7 +201,7 @@ def read_file(path: Path, warn: Callable[[str], None]) -> GridMap | PlacedMap:
             if VARIABLE not in variables:
                 raise FieldMapError(f"the field map {path} has no variable {VARIABLE}")
             return GridMap(path.name, variables[VARIABLE], warn)
-        if name.endswith(nifti.ENDINGS):
+        if name.endswith(nifti.NAMES):
             return _nifti(path, warn)
         if name.endswith(".h5"):
             return _mrd_images(path, warn)
@@ -215,12 +215,14 @@ def read_file(path: Path, warn: Callable[[str], None]) -> GridMap | PlacedMap:
 
 
 def _nifti(path: Path, warn: Callable[[str], None]) -> PlacedMap:
-    """Map of a NIfTI file with one volume."""
-    values, to_patient = nifti.read(path)
-    if values.size != np.prod(values.shape[-3:]):
-        raise FieldMapError(f"the field map {path} has {values.shape} values: expected one volume")
-    volume = values.reshape(values.shape[-3:])
-    return PlacedMap(path.name, volume, to_patient, float(np.linalg.norm(to_patient[:3, 0])), warn)
+    """Map of a NIfTI file of one volume; its last axis are the slices."""
+    values, geometry = nifti.read(path)
+    if len(values) != 1:
+        raise FieldMapError(f"the field map {path} has {len(values)} volumes: expected one")
+    if not geometry.is_known:
+        raise FieldMapError(f"the field map {path} does not tell where it lies: its qform and sform codes are 0")
+    to_patient = geometry.affine[:, [2, 1, 0, 3]]  # of (slice, row, column)
+    return PlacedMap(path.name, values[0], to_patient, float(np.linalg.norm(to_patient[:3, 0])), warn)
 
 
 def _mrd_images(path: Path, warn: Callable[[str], None]) -> PlacedMap:

@@ -155,6 +155,8 @@ def collect(waveforms: Iterable[Any], waveform_id: int, warn: Callable[[str], No
     name = _name(waveform_id)
     if not packets:
         there = sorted({int(packet.waveform_id) for packet in waveforms})
+        if not waveforms:
+            raise PhysioError(f"there is no {name}: no waveforms were received; client.py -w sends those of the file")
         raise PhysioError(f"there is no {name}; the {len(waveforms)} packets received have the ids {there}")
     if (fewest := min(packet.data.shape[0] for packet in packets)) < ROWS:
         raise PhysioError(f"a {name} has {ROWS} rows, this has {fewest}")

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,21 @@ import ismrmrd
 import numpy as np
 
 from connection import Connection
-from constants import MessageId
+from constants import NO_SUCH_MODULE, MessageId
 from mrdio.codec import MrdError
 from mrdio.h5groups import MrdFileError
 from mrdio.limits import Limits
 from mrdio.mrdheader import parse_header
-from mrdio.mrdsource import Item, Source, open_source
+from mrdio.mrdsource import Item, Source
+from sending.exports import GROUP, exported, writer_for
+from sending.inputs import open_input
 from sending.outputfile import PartFile, check_output, join_command, join_in_process
 from sending.pacing import Pace
+from sending.pipes import STANDARD
 
 logger = logging.getLogger(__name__)
 
+BESIDE_CLIENT = Path(__file__).resolve().parents[1]
 CONNECT_PATIENCE = 5.0  # a server that is just starting may refuse connections for this long [s]
 CONNECT_PAUSE = 0.2
 PROGRESS_STEP = 0.2  # time between two calls of `ClientOptions.progress` while data are sent [s]
@@ -45,6 +49,10 @@ class ClientError(Exception):
     """The session cannot be held; the message says why in one line."""
 
 
+class _Unwanted(Exception):
+    """The server runs another module than the one that was asked for; the message is the server's."""
+
+
 @dataclass(frozen=True)
 class ClientOptions:
     """Source and destination of a session, and the file for its images.
@@ -52,11 +60,12 @@ class ClientOptions:
     Attributes
     ----------
     source : Path
-        MRD .h5 or ISMRMRD stream file.
+        File that is sent, in one of the formats of `inputs`.
     in_group, out_group : str or None
         Groups of the input and output files; None: the only one, and the date and time.
     output : Path or None
-        Output file; None: the input's name with ``_results.h5``.
+        Output file; None: the input's name with ``_results.h5``. A name that ends in another way than .h5 may mean
+        another format (`exports`).
     address, port : str, int
         Where the server listens.
     config : str
@@ -78,6 +87,11 @@ class ClientOptions:
         Whether readouts and waveforms leave at the pace of their time stamps, as from a scanner.
     keep : bool
         Whether the images that come back are kept; else there is no output.
+    strict : bool
+        Whether it is an error, which ends the session, when the server runs its default module in place of one that it
+        does not know. (A module that fails is an error anyway, with or without fallback images.)
+    overwrite : bool
+        Whether a group of the output that is there already is replaced; else images are added to it.
     """
 
     source: Path
@@ -95,6 +109,8 @@ class ClientOptions:
     progress: Callable[[int, int | None, int], None] | None = None
     realtime: bool = False
     keep: bool = True
+    strict: bool = False
+    overwrite: bool = False
 
 
 @dataclass
@@ -115,6 +131,10 @@ class Result:
         Stream file that holds the images instead, where they could not be put into the output.
     pace : str
         How well the pace of the scan was kept, where that was asked for.
+    overwrite : bool
+        Whether the images replace those of the group.
+    files : list of Path
+        The files that were made, where the output is no MRD .h5 file.
     """
 
     output: Path
@@ -126,6 +146,8 @@ class Result:
     fallbacks: int = 0
     part: Path | None = None
     pace: str = ""
+    overwrite: bool = False
+    files: list[Path] = field(default_factory=list)
 
 
 class _Receiver(threading.Thread):
@@ -153,6 +175,10 @@ class _Receiver(threading.Thread):
         except MrdError as error:
             self._result.errors.append(f"the session broke off: {error}")
             self.complete = True
+        except _Unwanted as error:
+            self._result.errors.append(str(error))
+            self.complete = True
+            self._connection.abort()
         except Exception as error:  # noqa: BLE001 -- whatever keeps images from being kept is an error of the session
             self._result.errors.append(f"what came back could not be kept: {error}")
             self._connection.abort()
@@ -166,9 +192,12 @@ class _Receiver(threading.Thread):
             level, rest = logging.INFO, text
         # Control characters from a server must not change the terminal.
         rest = "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in rest.strip())
-        logger.log(level, "server: %s", rest)
+        first, _, further = rest.partition("\n")
+        logger.log(level, "server: %s", first, extra={"traceback": further})
         if level >= logging.ERROR:
-            self._result.errors.append(rest.splitlines()[0] if rest else "an error without text")
+            self._result.errors.append(first or "an error without text")
+        elif self._options.strict and first.startswith(NO_SUCH_MODULE):
+            raise _Unwanted(first)
 
     def _fixed(self, item: Any) -> Any:
         if not (self._options.fix_transposed and isinstance(item, ismrmrd.Image)):
@@ -204,20 +233,26 @@ def connect(address: str, port: int, timeout: float) -> socket.socket:
 
 
 def json_parameters(options: ClientOptions, of_file: str | None) -> str | None:
-    """JSON parameters to send: a local ``<config>.json``, else those of the input file.
+    """JSON parameters to send.
+
+    They are looked for in ``<config>.json`` in the current folder, then in the input file, then in ``<config>.json``
+    beside the client, where those of the modules that come with it are.
 
     Raises
     ------
     ClientError
         If they are no JSON object.
     """
-    local = Path(f"{options.config}.json")
-    if options.config_file is None and local.is_file():
+    local, ours = (folder / f"{options.config}.json" for folder in (Path(), BESIDE_CLIENT))
+    may_be_local = options.config_file is None
+    if may_be_local and local.is_file():
         text, where = _read_text(local), str(local)
         if of_file:
             logger.warning("%s replaces the JSON parameters of the input file", local)
     elif of_file:
         text, where = of_file, str(options.source)
+    elif may_be_local and ours.is_file():
+        text, where = _read_text(ours), str(ours)
     else:
         return None
     try:
@@ -245,17 +280,34 @@ def run(options: ClientOptions) -> Result:
     KeyboardInterrupt
         If it is interrupted; a note says where the images that came until then are kept.
     """
+    writer = writer_for(options.output) if options.keep else None
+    if options.output is None or writer is None:
+        return _run(options)
+    if options.out_group and options.output != STANDARD:
+        raise ClientError(f"{options.output} has no groups: leave out -G, or name an .h5 file with -o")
+    with exported(options.output, writer, options.overwrite) as export:
+        result = _run(replace(options, output=export.images, out_group=options.out_group or GROUP))
+        if result.part is None:
+            result.output = options.output
+            try:
+                result.files = export.write(result.group)
+            except MrdFileError as error:
+                result.errors.append(str(error))
+    return result
+
+
+def _run(options: ClientOptions) -> Result:
     group = options.out_group or str(datetime.now())
-    result = Result(_output_path(options, group), group)
+    result = Result(_output_path(options, group), group, overwrite=options.overwrite)
     start = time.monotonic()
-    with open_source(options.source, options.in_group, options.send_waveforms) as source:
+    with open_input(options.source, options.in_group, options.send_waveforms) as source:
         part = PartFile(result.output, source.header_xml or "")
         try:
             complete = _hold_session(source, part, options, result)
             result.seconds = time.monotonic() - start
             if part.path is not None:
                 result.part = part.path
-                if complete:
+                if complete and not (options.overwrite and result.errors):  # a failed run replaces no earlier one
                     _join(part.path, result)
         except BaseException as error:
             if part.path is not None and part.path.exists():  # else it has just joined the output
@@ -266,7 +318,7 @@ def run(options: ClientOptions) -> Result:
 
 def _join(part: Path, result: Result) -> None:
     try:
-        join_in_process(part, result.output, result.group)
+        join_in_process(part, result.output, result.group, result.overwrite)
         result.part = None
     except MrdFileError as error:
         result.errors.append(f"what came back could not be kept in {result.output}: {error}")
@@ -274,7 +326,7 @@ def _join(part: Path, result: Result) -> None:
 
 def where_kept(part: Path, result: Result) -> str:
     """Sentence that names the stream file of a run, and the command that puts it into the output."""
-    command = join_command(part, result.output, result.group)
+    command = join_command(part, result.output, result.group, result.overwrite)
     return f"what came in is kept in {part}; this puts it into {result.output}: {command}"
 
 
@@ -322,7 +374,7 @@ def _output_path(options: ClientOptions, group: str) -> Path:
         raise ClientError(f"the output would overwrite the input {options.source}: name another with -o")
     if not output.resolve().parent.is_dir():
         raise ClientError(f"there is no folder {output.resolve().parent} for the output")
-    check_output(output, group)  # an output that cannot be written is reported before the scan
+    check_output(output, group, options.overwrite)  # an output that cannot be written is reported before the scan
     return output
 
 

@@ -32,7 +32,7 @@ import h5py
 
 from constants import MessageId
 from mrdio.codec import StreamBroken, encode, read_messages
-from mrdio.h5groups import MrdFileError, open_mrd
+from mrdio.h5groups import MrdFileError, open_mrd, refuse_raw_data
 from mrdio.limits import Limits
 from mrdio.mrdfile import MrdWriter
 from mrdio.streamfiles import RECORDER, is_named
@@ -122,14 +122,16 @@ def _cut(name: str, length: int) -> str:
     return os.fsencode(name)[: 255 - length].decode(errors="ignore")
 
 
-def check_output(output: Path, group: str) -> None:
-    """Check, before a scan, that a run can join a group of the output file, without touching that.
+def check_output(output: Path, group: str, overwrite: bool = False) -> None:
+    """Check, before a scan, that a run can join a group of the output file, or replace it, without touching that.
+
+    It is logged when images will be added to those of an earlier run.
 
     Raises
     ------
     MrdFileError
         If no file can be made beside it; or it exists and is write-protected, is no HDF5 file or is open for writing;
-        or an object in the group leads to another file.
+        or an object in the group leads to another file; or the group is to be replaced, and holds raw data.
     """
     try:
         handle, name = _make_part(output)
@@ -138,21 +140,27 @@ def check_output(output: Path, group: str) -> None:
         if output.exists():
             if not os.access(output, os.W_OK):
                 raise PermissionError(errno.EACCES, "it is write-protected")
-            open_mrd(output, group).close()
+            with open_mrd(output, group) as file:
+                if group in file and overwrite:
+                    refuse_raw_data(file[group])
+                elif group in file:
+                    text = "images are added to it (--overwrite replaces it, -G names another)"
+                    logger.warning("Group '%s' is in %s already: %s", group, output, text)
     except OSError as error:
         raise MrdFileError(f"{output} cannot be written: {error}") from error
 
 
-def join_command(part: Path, output: Path, group: str) -> str:
+def join_command(part: Path, output: Path, group: str, overwrite: bool = False) -> str:
     """Command line that puts a stream file into a group of an output file."""
-    return shlex.join(_command(part, output.absolute(), group))
+    return shlex.join(_command(part, output.absolute(), group, overwrite))
 
 
-def _command(part: Path, output: Path, group: str) -> list[str]:
-    return [sys.executable, str(RECORDER), str(part), "-o", str(output), f"-G={group}"]
+def _command(part: Path, output: Path, group: str, overwrite: bool) -> list[str]:
+    further = ["--overwrite"] if overwrite else []
+    return [sys.executable, str(RECORDER), str(part), "-o", str(output), f"-G={group}", *further]
 
 
-def join_in_process(part: Path, output: Path, group: str) -> None:
+def join_in_process(part: Path, output: Path, group: str, overwrite: bool = False) -> None:
     """Do as `join` in a process of its own; its warnings are logged.
 
     Raises
@@ -161,7 +169,7 @@ def join_in_process(part: Path, output: Path, group: str) -> None:
         If that fails or crashes. The output is as it was, and the stream is kept.
     """
     process = subprocess.Popen(
-        _command(part, output, group),
+        _command(part, output, group, overwrite),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -189,10 +197,11 @@ def join_in_process(part: Path, output: Path, group: str) -> None:
         raise MrdFileError(reason.removeprefix(ERROR))
 
 
-def join(part: Path, output: Path, group: str) -> None:
+def join(part: Path, output: Path, group: str, overwrite: bool = False) -> None:
     """Put the messages of a stream file into a group of an output file, and remove the stream file.
 
-    A message that broke off at the end of the stream is left out, and logged. Earlier content of the group is kept.
+    A message that broke off at the end of the stream is left out, and logged. Earlier content of the group is kept
+    unless `overwrite` is true.
     The group notes the stream's name, size and time, so that a process that is killed before it has removed the stream
     does not lead to the same images twice.
 
@@ -218,7 +227,7 @@ def join(part: Path, output: Path, group: str) -> None:
         raise MrdFileError(f"there is no {part}: it has been put into an output already, or been moved") from error
     with stream:
         facts = os.fstat(stream.fileno())
-        with _new_version(output.resolve()) as new, MrdWriter(new, group, locking=False) as writer:
+        with _new_version(output.resolve()) as new, MrdWriter(new, group, locking=False, replace=overwrite) as writer:
             if not writer.note(part.name, f"{facts.st_size} bytes of {facts.st_mtime_ns} ns"):
                 raise MrdFileError(f"{part} is in group '{group}' of {output} already, all of it: remove it")
             try:

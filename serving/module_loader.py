@@ -6,6 +6,8 @@ inspected before any of it runs, so naming ``client``, ``os``, ``../x`` or an in
 """
 
 import ast
+import contextlib
+import difflib
 import importlib.util
 import inspect
 import logging
@@ -25,6 +27,8 @@ Process = Callable[[Any, Any, Any], object]
 # Python 3.11, and some later ones, count the depth of a syntax tree in one place for all threads: two that are made at
 # once raise a SystemError (CPython's issue 106905).
 _ONE_TREE_AT_A_TIME = threading.Lock()
+
+LONGEST_COMPARED = 100  # characters of a name that is compared with those of modules
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
@@ -69,6 +73,16 @@ class ModuleLoader:
                 return path
         return None
 
+    def names(self) -> list[str]:
+        """Names of all modules, in alphabetical order; files that are no valid Python are left out."""
+        found = set()
+        for path in (path for folder in self.folders for path in folder.glob("*.py") if _NAME.fullmatch(path.stem)):
+            with contextlib.suppress(ModuleError, OSError):
+                source = path.read_bytes()
+                if b"process" in source and _defines_process(_parse(path, source).body):
+                    found.add(path.stem)
+        return sorted(found)
+
     def load(self, name: str) -> Process | None:
         """``process`` of a module as it is on disk now, or None if there is no such module.
 
@@ -96,6 +110,13 @@ class ModuleLoader:
         if inspect.isgeneratorfunction(process) or inspect.iscoroutinefunction(process):
             raise ModuleError(f"{path}: process must be a plain function: one with yield or async would not run")
         return process
+
+
+def known_names(name: str, known: Sequence[str]) -> str:
+    """Clause that suggests the closest of the known names, and lists them all."""
+    near = difflib.get_close_matches(name[:LONGEST_COMPARED], known, n=1)
+    suggestion = f"did you mean '{near[0]}'? " if near else ""
+    return f"{suggestion}known are {', '.join(known)}"
 
 
 def _parse(path: Path, source: bytes) -> ast.Module:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from connection import Connection
-from constants import MRD_LOGGING_ERROR, MRD_LOGGING_WARNING, MessageId
+from constants import MRD_LOGGING_ERROR, MRD_LOGGING_WARNING, NO_SUCH_MODULE, MessageId
 from mrdio.codec import Message, MrdError, StreamBroken
 from mrdio.dependencies import CONFIGS, DependencyLookup, DependencyStore
 from mrdio.jsonparameters import is_json, parse_parameters
@@ -24,7 +24,7 @@ from mrdio.mrdheader import parse_header
 from mrdio.recordings import DEFAULT_FOLDER, HoldBack, Recorder
 from serving import fallback
 from serving.debugarrays import DebugArrays
-from serving.module_loader import ModuleLoader, Process
+from serving.module_loader import ModuleLoader, Process, known_names
 from serving.summary import LONGEST_WORD, Outcome, SessionSummary
 
 if TYPE_CHECKING:  # the view is imported when it is asked for
@@ -337,10 +337,11 @@ class Session:
         process = self._find(name)
         if process is None:
             default = self._options.default_config
+            known = known_names(name, sorted({*self._loader.names(), *BUILT_IN, CONFIGS[0]}))
             self._tell(
                 MRD_LOGGING_WARNING,
-                f"there is no module {name[:100]!r} (a file of that name with .py, which defines process, in "
-                f"{', '.join(map(str, self._loader.folders))}): the default config '{default}' runs instead",
+                f"{NO_SUCH_MODULE} {name[:100]!r} (a file of that name with .py, which defines process, in "
+                f"{', '.join(map(str, self._loader.folders))}): the default config '{default}' runs instead; {known}",
             )
             process = self._find(default)
             if process is None:

@@ -103,6 +103,29 @@ def test_a_module_that_is_not_there(tmp_path):
     assert "there is no module 'simplefftt'" in output
 
 
+def test_a_module_that_cannot_be_loaded_is_told_once(tmp_path):
+    (tmp_path / "broken.py").write_text(
+        "import nothing_of_that_name\ndef process(connection, config, metadata): pass\n"
+    )
+    status, output = doctor(tmp_path, "broken", "--no-machine")
+    assert (status, faults(output)) == (1, ["module"]), output
+
+
+def test_images_of_other_pixels_in_the_same_field_of_view_are_no_fault(tmp_path):
+    """As from a module that interpolates, or makes images smaller."""
+    source = (PROJECT / "simplefft.py").read_text("utf-8")
+    assert "return np.moveaxis(coils.rssq(image), -1, 0)" in source
+    (tmp_path / "larger.py").write_text(
+        source.replace(
+            "return np.moveaxis(coils.rssq(image), -1, 0)",
+            "from scipy.ndimage import zoom\n    pixels = np.moveaxis(coils.rssq(image), -1, 0)\n"
+            "    return zoom(np.pad(pixels, ((0, 0), (0, 1), (0, 1)), mode='edge'), (1, 2, 2), order=1)[:, :-2, :-2]",
+        )
+    )
+    _, output = doctor(tmp_path, "larger", "--no-machine", "--input", "cartesian")
+    assert "ok       field of view" in output, output
+
+
 def test_a_module_at_the_size_of_a_scan(tmp_path):
     status, output = doctor(tmp_path, "simplefft", "--no-machine", "--matrix", 64, "--coils", 4, "--tr", 4)
     assert status == 0, output

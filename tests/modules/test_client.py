@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -209,6 +211,34 @@ def test_json_parameters_of_the_file_are_sent(raw, peer_server):
     assert json.loads(peer.received[2]) == {"parameters": {"a": 1}}
 
 
+@pytest.mark.parametrize(
+    ("places", "sent"), [("here file beside", "here"), ("file beside", "file"), ("beside", "beside"), ("", None)]
+)
+def test_json_parameters_are_looked_for_here_in_the_file_and_beside_the_client(
+    raw, peer_server, in_folder, monkeypatch, places, sent
+):
+    from mrdio.mrdfile import MrdWriter
+
+    monkeypatch.setattr(clientsession, "BESIDE_CLIENT", in_folder / "client")
+    (in_folder / "client").mkdir()
+    for place, folder in (("here", in_folder), ("beside", in_folder / "client")):
+        if place in places:
+            (folder / "images.json").write_text(json.dumps({"parameters": {"from": place}}))
+    if "file" in places:
+        with MrdWriter(raw) as writer:
+            writer.write_json_parameters('{"parameters": {"from": "file"}}')
+    peer = peer_server()
+    run(raw, peer)
+    peer.join()
+    texts = [json.loads(item)["parameters"]["from"] for item in peer.received[2:] if isinstance(item, str)]
+    assert texts == ([sent] if sent else [])
+
+
+def test_json_files_of_our_modules_are_found_from_any_folder(in_folder):
+    options = client.ClientOptions(Path("raw.h5"), config="analyzeflow")
+    assert json.loads(clientsession.json_parameters(options, None))["parameters"]["venc"] == 0
+
+
 def test_broken_json_file_is_an_error_that_names_it(raw, in_folder):
     (in_folder / "images.json").write_text('{"parameters": ')
     with pytest.raises(client.ClientError, match=r"images\.json cannot be read"):
@@ -241,6 +271,33 @@ def test_server_messages_are_logged_by_severity(raw, peer_server, caplog):
 def test_error_message_of_the_server_is_an_error(raw, peer_server):
     result = run(raw, peer_server("ERROR    the coil is broken\nTraceback..."))
     assert result.errors == ["the coil is broken"]
+
+
+def test_traceback_from_the_server_keeps_its_lines(raw, server, tmp_path):
+    write_module(tmp_path, "failing", "def process(connection, config, metadata):\n    raise ValueError('no coil')")
+    running = server(module_folders=(tmp_path,))
+    lines = command("-p", running.port, "-c", "failing", raw, cwd=tmp_path).stderr.splitlines()
+    first = next(number for number, line in enumerate(lines) if "failed: ValueError: no coil" in line)
+    assert lines[first + 1] == "    Traceback (most recent call last):"
+    assert any(line.startswith("    ") and "raise ValueError('no coil')" in line for line in lines)
+    assert not any("\\n" in line for line in lines)
+
+
+def test_misspelt_config_names_the_closest_module_at_the_client(raw, images_server, caplog, tmp_path):
+    write_module(tmp_path, "helpers", "def something_else(): pass")
+    write_module(tmp_path, "broken", "def process(:")
+    assert run(raw, images_server, config="imagse").errors == []
+    (said,) = [record.getMessage() for record in caplog.records if "no module" in record.getMessage()]
+    assert "did you mean 'images'? known are images, null, savedataonly, savedep" in said
+
+
+def test_strict_makes_the_default_config_an_error(raw, images_server, tmp_path):
+    done = command("-p", images_server.port, "-c", "imagse", "--strict", "-o", "out.h5", raw, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: there is no module 'imagse'" in done.stderr
+    assert not (tmp_path / "out.h5").exists()
+    done = command("-p", images_server.port, "-c", "images", "--strict", "-o", "out.h5", raw, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_session_without_close_is_an_error_and_its_images_are_kept(raw, peer_server, tmp_path):
@@ -309,6 +366,54 @@ def test_output_that_another_client_writes_is_an_error(raw, images_server, tmp_p
         process.stdout.readline()
         with pytest.raises(MrdFileError, match="cannot be written"):
             run(raw, images_server, output=tmp_path / "out.h5")
+
+
+def counts(path):
+    with h5py.File(path) as file:
+        return {group: len(file[group]["image_0/data"]) for group in file}
+
+
+def test_images_that_join_an_earlier_group_are_told_of(raw, images_server, tmp_path, caplog):
+    for expected in (5, 10):
+        caplog.clear()
+        run(raw, images_server, output=tmp_path / "out.h5", out_group="g")
+        assert counts(tmp_path / "out.h5") == {"g": expected}
+        told = [record.getMessage() for record in caplog.records if "--overwrite" in record.getMessage()]
+        assert len(told) == (expected > 5)
+
+
+def test_overwrite_replaces_that_group_alone(raw, images_server, tmp_path, caplog):
+    output = tmp_path / "out.h5"
+    run(raw, images_server, output=output, out_group="other")
+    for _ in range(2):
+        assert run(raw, images_server, output=output, out_group="g", overwrite=True).errors == []
+        assert counts(output) == {"g": 5, "other": 5}
+    assert "already" not in caplog.text
+
+
+def test_failed_run_does_not_overwrite(raw, server, tmp_path):
+    write_module(tmp_path, "images", IMAGES_MODULE)
+    write_module(tmp_path, "failing", IMAGES_MODULE + "    raise ValueError('no coil')\n")
+    running, output = server(module_folders=(tmp_path,)), tmp_path / "out.h5"
+    run(raw, running, output=output, out_group="g")
+    before = output.read_bytes()
+    done = command("-p", running.port, "-c", "failing", "-o", "out.h5", "-G", "g", "--overwrite", raw, cwd=tmp_path)
+    assert done.returncode == 1
+    assert output.read_bytes() == before
+    (part,) = tmp_path.glob("out.part-*.mrd")
+    assert part.name in done.stderr
+    line = shlex.split(done.stderr.splitlines()[-1].rpartition(": ")[2])
+    assert line[-1] == "--overwrite"
+    assert subprocess.run(line, check=False).returncode == 0
+    assert counts(output) == {"g": 5}
+    assert output.read_bytes() != before
+
+
+def test_overwrite_leaves_raw_data_alone(raw, images_server, tmp_path):
+    other = Path(shutil.copy(raw, tmp_path / "other.h5"))
+    with pytest.raises(MrdFileError, match="'dataset' holds raw data: it is not replaced"):
+        run(raw, images_server, output=other, out_group="dataset", overwrite=True)
+    assert other.read_bytes() == raw.read_bytes()
 
 
 def test_session_without_images_leaves_no_file(raw, images_server, tmp_path):
@@ -391,6 +496,15 @@ def test_config_on_the_command_line_wins_over_json(raw, images_server, tmp_path)
     (tmp_path / "images.json").write_text('{"parameters": {"config": "null"}}')
     done = command("-p", images_server.port, "-c", "images", "-o", "out.h5", raw, cwd=tmp_path)
     assert "5 images" in done.stdout
+
+
+def test_help_shows_no_default_that_is_none(capsys):
+    with pytest.raises(SystemExit):
+        client.parse_arguments(["--help"])
+    shown = capsys.readouterr().out
+    assert "default: None" not in shown
+    assert "default: False" not in shown
+    assert "(default: 9002)" in shown
 
 
 def test_log_file_is_written(raw, images_server, tmp_path):

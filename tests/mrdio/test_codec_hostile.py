@@ -221,3 +221,9 @@ LATIN_1 = (
 )
 def test_attribute_texts(attributes, value):
     assert read_one(io.BytesIO(image_bytes(attributes=attributes, pixels=b"ab"))).content.meta["key"] == value
+
+
+def test_stream_of_version_2_is_told_as_such():
+    """What a program of MRD version 2 sends to the server."""
+    with pytest.raises(ProtocolError, match=r"this is MRD version 2, the server takes version 1; client\.py sends"):
+        read_one(io.BytesIO(b"yardl\x01\x00\x00\x00"))

@@ -333,3 +333,13 @@ def test_writing_into_a_folder_or_nowhere(tmp_path):
 def test_other_objects_are_refused(path):
     with MrdWriter(path) as writer, pytest.raises(TypeError, match="acquisitions, waveforms and images, not a str"):
         writer.write("text")
+
+
+def test_replaced_images_leave_their_space(tmp_path):
+    sizes = []
+    for _ in range(5):
+        with MrdWriter(tmp_path / "out.h5", "g", replace=True) as writer:
+            for number in range(8):
+                writer.write(make_image(number, (1, 1, 128, 128)))
+        sizes.append((tmp_path / "out.h5").stat().st_size)
+    assert sizes[4] < 2 * sizes[0]

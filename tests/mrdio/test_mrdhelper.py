@@ -5,6 +5,9 @@ import pytest
 
 import mrdhelper
 from cartesian_data import make_header, make_readout
+from constants import MessageId
+from mrdio.codec import IMAGE_DTYPES, encode
+from mrdio.pixeltypes import PIXEL_TYPES
 
 
 def header_with_parameters():
@@ -237,9 +240,70 @@ def test_build_complex_and_float_images_without_header():
     assert "WindowCenter" not in phase.meta
 
 
-def test_build_image_needs_two_to_four_axes():
-    with pytest.raises(ValueError, match="1 axes"):
-        mrdhelper.build_image(np.zeros(3, np.float32), None, "", index=1)
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((3,), r"\(3,\) has 1 axes"),
+        ((1, 1, 1, 2, 3), r"\(1, 1, 1, 2, 3\)"),
+        ((1, 65536), r"\(1, 65536\) has more than"),
+    ],
+)
+def test_build_image_names_shapes_that_do_not_fit(shape, said):
+    with pytest.raises(ValueError, match=said):
+        mrdhelper.build_image(np.zeros(shape, np.float32), None, "", index=1)
+
+
+LIMITS = {"bool": [False, True], "int64": [-(2**31), 2**31 - 1], "uint64": [0, 2**32 - 1]}
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [("uint8", "uint16"), ("int8", "int16"), ("bool", "uint16"), ("float16", "float32"), ("int64", "int32"),
+     ("uint64", "uint32"), (">f4", "float32"), (">i2", "int16"),
+     *((name, name) for name in PIXEL_TYPES)],
+)  # fmt: skip
+def test_build_image_takes_every_type_without_loss(given, sent):
+    info = np.iinfo(given) if np.dtype(given).kind in "iu" else None if given == "bool" else np.finfo(given)
+    values = np.array([LIMITS.get(given) or [info.min, info.max]], given)
+    image = mrdhelper.build_image(values, None, "", index=1)
+    assert IMAGE_DTYPES[image.getHead().data_type] == sent
+    written = b"".join(map(bytes, encode(MessageId.ISMRMRD_IMAGE, image)))
+    received = np.frombuffer(written[-2 * np.dtype(sent).itemsize :], sent)
+    np.testing.assert_array_equal(received, values[0])
+
+
+@pytest.mark.parametrize(("value", "said"), [(2**31, "from 0 to 2147483648"), (-(2**31) - 1, "from -2147483649 to 0")])
+def test_integers_that_would_wrap_are_refused(value, said):
+    with pytest.raises(ValueError, match=rf"shape \(1, 2\).*{said}.*astype"):
+        mrdhelper.build_image(np.array([[0, value]]), None, "", index=1)
+
+
+@pytest.mark.parametrize("dtype", ["U3", "datetime64[s]", "object", "i2,i2"])
+def test_build_image_names_the_types_that_it_takes(dtype):
+    with pytest.raises(ValueError, match=r"shape \(2, 3\).*expected one of uint16, .*complex128"):
+        mrdhelper.build_image(np.zeros((2, 3), dtype), None, "", index=1)
+
+
+@pytest.mark.parametrize(
+    ("of_header", "dtype", "expected"),
+    [(ismrmrd.IMTYPE_PHASE, "i2", ismrmrd.IMTYPE_PHASE), (ismrmrd.IMTYPE_REAL, "f4", ismrmrd.IMTYPE_REAL),
+     (ismrmrd.IMTYPE_COMPLEX, "f4", ismrmrd.IMTYPE_MAGNITUDE), (ismrmrd.IMTYPE_PHASE, "c8", ismrmrd.IMTYPE_COMPLEX),
+     (0, "f4", ismrmrd.IMTYPE_MAGNITUDE)],
+)  # fmt: skip
+def test_build_image_keeps_type_and_counters_of_an_image(of_header, dtype, expected):
+    head = ismrmrd.ImageHeader()
+    head.image_type, head.image_index, head.image_series_index = of_header, 9, 4
+    head.slice, head.repetition, head.phase = 3, 2, 5
+    head.field_of_view = (10, 20, 30)
+    pixels = np.zeros((3, 5), dtype)
+    image = mrdhelper.build_image(pixels, head, make_header())
+    assert (image.image_type, image.image_index, image.image_series_index) == (expected, 9, 4)
+    assert (image.slice, image.repetition, image.phase) == (3, 2, 5)
+    assert tuple(image.field_of_view) == (10, 20, 30)
+    given = mrdhelper.build_image(pixels, head, "", index=1, series=0, image_type=ismrmrd.IMTYPE_REAL)
+    assert (given.image_type, given.image_index, given.image_series_index) == (ismrmrd.IMTYPE_REAL, 1, 0)
+    alone = mrdhelper.build_image(pixels, None, "")
+    assert (alone.image_index, alone.image_series_index) == (1, 0)
 
 
 def test_directions_that_are_there_stay():

@@ -11,14 +11,15 @@ import rtspiral_live_tvrecon
 import simplenufft
 import simplenufft1arm
 from recon import fieldlearning, noncartesian
-from recon.autofield import AutoFieldMap, estimate
+from recon.autofield import AutoFieldMap, NoSignalError, estimate
+from server_process import wait_until
 from simulation import trajectories
 from simulation.fields import OffResonance
 from simulation.spiraldesign import SpiralDesign, design_spiral
 from simulation.spiralsimulation import Scan, simulate
 from spiral_sessions import Client, configure, error
 
-MATRIX, ARMS = 64, 34
+MATRIX, ARMS = 48, 34
 LINEAR = OffResonance(60, 220, -150)
 VIALS = (-60.0, 20.0, 110.0)
 NONE = OffResonance()
@@ -26,7 +27,7 @@ NONE = OffResonance()
 
 @pytest.fixture(scope="module")
 def trajectory():
-    return design_spiral(SpiralDesign(resolution=0.256 / MATRIX, interleaves=6, arms=ARMS))
+    return design_spiral(SpiralDesign(resolution=0.256 / MATRIX, interleaves=4, arms=ARMS))
 
 
 def scan_of(trajectory, readouts=ARMS, **options):
@@ -91,7 +92,7 @@ def test_arms_that_do_not_begin_in_the_centre_are_left_alone(kind, middle, field
 
 def test_no_signal_is_no_field(trajectory):
     arms = slab_of(scan_of(trajectory)).planes[0]
-    with pytest.raises(ValueError, match="there is no signal"):
+    with pytest.raises(NoSignalError, match="there is no signal"):
         estimate(arms.plan, 0 * arms.samples, np.linalg.norm(arms.k, axis=-1), np.arange(arms.k.shape[1])[np.newaxis])
 
 
@@ -131,9 +132,9 @@ MODULES = {
     simplenufft: {},
     simplenufft1arm: {"arms_per_frame": ARMS, "window_shift": 17},
     rtspiral_bart_tvrecon: {
-        "backend": "native", "num_iter": 8, "arms_per_frame": 17, "fov_oversampling": 1.0, "num_chunks": 1
+        "backend": "native", "num_iter": 3, "arms_per_frame": 34, "fov_oversampling": 1.0, "num_chunks": 1
     },
-    rtspiral_live_tvrecon: {"arms_per_frame": 17, "num_iter": 4, "calibration_arms": 51},
+    rtspiral_live_tvrecon: {"arms_per_frame": 17, "num_iter": 2, "calibration_arms": 51},
 }  # fmt: skip
 
 
@@ -165,7 +166,7 @@ def learned_at_once(monkeypatch):
 @pytest.mark.usefixtures("learned_at_once")
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_modules_learn_the_field_and_correct_it(trajectory, monkeypatch, tmp_path, module):
-    options = {"readouts": 170, "noise": 0.0}
+    options = {"readouts": 102, "noise": 0.0}
     plain, disturbed = (scan_of(trajectory, **options, off_resonance=field) for field in (NONE, LINEAR))
     wanted, blurred, sharp = (
         run(monkeypatch, tmp_path, module, simulation, field_map=setting)
@@ -190,19 +191,80 @@ def test_frames_go_on_while_the_new_grids_fill(trajectory, monkeypatch, tmp_path
     stamps = [[(image.slice, image.acquisition_time_stamp) for image in one.images] for one in (blurred, sharp)]
     assert stamps[0] == stamps[1]
     levels = sharp.pixels.mean(axis=(1, 2)) / blurred.pixels.mean(axis=(1, 2))
-    np.testing.assert_allclose(levels, 1, atol=0.05)
+    np.testing.assert_allclose(levels, 1, atol=0.1)
     changed = np.abs(sharp.pixels - blurred.pixels).max(axis=(1, 2)) > 0.02 * blurred.pixels.max()
     assert changed.any()
     assert not changed[:2].any()
 
 
 def test_scan_does_not_wait_for_the_field(trajectory, monkeypatch, tmp_path):
-    """Its images come while the field is still being learned; that of the last readout comes after it."""
+    """Its images come while the field is still being learned; the last readout comes after it."""
     gate = threading.Event()
     monkeypatch.setattr(fieldlearning.FieldLearner, "_learn", lambda learner, readouts: (gate.wait(), None))
     simulation = scan_of(trajectory, 102, off_resonance=LINEAR)
-    frames = simplenufft1arm_frames(monkeypatch, tmp_path, simulation, gate)
-    assert frames == 4
+    client = Client([])
+
+    def items():
+        for number, item in enumerate(simulation.items(), start=1):
+            if number == 102:
+                assert wait_until(lambda: len(client.images) == 4)
+                gate.set()
+            yield item
+
+    client.items = items()
+    configure(monkeypatch, simplenufft1arm.ViewSharingConfig, tmp_path,
+              reconstruction=MODULES[simplenufft1arm] | {"field_map": "auto"})  # fmt: skip
+    simplenufft1arm.process(client, "", simulation.header)
+    assert len(client.images) == 5
+
+
+@pytest.mark.usefixtures("learned_at_once")
+def test_scan_goes_on_where_the_terms_do_not_fit_into_the_memory(trajectory, monkeypatch, tmp_path):
+    checked = simplenufft1arm.check_memory
+    monkeypatch.setattr(
+        simplenufft1arm, "check_memory",
+        lambda plan, *rest: checked(plan, *rest) if not hasattr(plan, "terms") else checked(plan, 10**9, *rest[1:]),
+    )  # fmt: skip
+    disturbed = scan_of(trajectory, 170, off_resonance=LINEAR)
+    blurred, told = (run(monkeypatch, tmp_path, simplenufft1arm, disturbed, field_map=each) for each in ("", "auto"))
+    np.testing.assert_array_equal(told.pixels, blurred.pixels)
+    assert any("without the new field correction" in text and "MiB" in text for text in told.texts)
+
+
+@pytest.mark.usefixtures("learned_at_once")
+def test_scan_without_a_signal_has_its_images(trajectory, monkeypatch, tmp_path):
+    """Of samples that are too small for single precision when they are squared."""
+    simulation = scan_of(trajectory, 102, noise=0.0)
+    items = [item for item in simulation.items() if hasattr(item, "data")]
+    for item in items:
+        item.data[:] *= 1e-30
+    client = run(monkeypatch, tmp_path, simplenufft1arm, simulation, items, field_map="auto")
+    assert len(client.images) == 5
+
+
+def test_readouts_without_a_dwell_time_are_corrected_by_what_they_tell(trajectory, monkeypatch, tmp_path):
+    """As those of some simulators: the field is that of a dwell time of 1 us, the images are right all the same."""
+    images = []
+    for field, setting in ((NONE, ""), (LINEAR, ""), (LINEAR, "auto")):
+        simulation = scan_of(trajectory, off_resonance=field, noise=0.0)
+        items = list(simulation.items())
+        for item in items:
+            item.sample_time_us = 0
+        client = run(monkeypatch, tmp_path, simplenufft, simulation, items, field_map=setting)
+        images.append(client.pixels)
+    assert error(images[2], images[0]) < 0.4 * error(images[1], images[0])
+    assert any("as if a sample took 1 us" in text for text in client.texts)
+
+
+def test_concomitant_fields_are_taken_out_before(trajectory, monkeypatch, tmp_path):
+    """At 0.55 T, 15 cm off the isocentre, they would be taken for off-resonance."""
+    options = {"concomitant": True, "position": (0.0, 0.0, 150.0), "noise": 0.0}
+    plain = run(monkeypatch, tmp_path, simplenufft, scan_of(trajectory, noise=0.0))
+    both = scan_of(trajectory, off_resonance=LINEAR, **options)
+    client = run(monkeypatch, tmp_path, simplenufft, both, field_map="auto")
+    assert error(client.pixels, plain.pixels) < 0.03
+    alone = run(monkeypatch, tmp_path, simplenufft, scan_of(trajectory, **options), field_map="auto")
+    assert any("no off-resonance that blurs was found" in text for text in alone.texts)
 
 
 @pytest.mark.usefixtures("learned_at_once")
@@ -233,43 +295,14 @@ def test_frames_of_all_arms_where_readouts_bring_the_trajectory(trajectory, monk
     assert len(client.images) == 1
 
 
-def simplenufft1arm_frames(monkeypatch, folder, simulation, gate):
-    """Number of images that were sent before the gate opened, which the last readout does."""
-    client = None
-
-    def items():
-        yield from simulation.items()
-        sent.append(len(client.images))
-        gate.set()
-
-    sent = []
-    configure(monkeypatch, simplenufft1arm.ViewSharingConfig, folder,
-              reconstruction=MODULES[simplenufft1arm] | {"field_map": "auto"})  # fmt: skip
-    client = Client(items())
-    simplenufft1arm.process(client, "", simulation.header)
-    return sent[0]
-
-
-def test_readouts_without_a_dwell_time_are_corrected_by_what_they_tell(trajectory, monkeypatch, tmp_path):
-    """As those of some simulators: the field is that of a dwell time of 1 us, the images are right all the same."""
-    images = []
-    for field, setting in ((NONE, ""), (LINEAR, ""), (LINEAR, "auto")):
-        simulation = scan_of(trajectory, off_resonance=field, noise=0.0)
-        items = list(simulation.items())
-        for item in items:
-            item.sample_time_us = 0
-        client = run(monkeypatch, tmp_path, simplenufft, simulation, items, field_map=setting)
-        images.append(client.pixels)
-    assert error(images[2], images[0]) < 0.4 * error(images[1], images[0])
-    assert any("as if a sample took 1 us" in text for text in client.texts)
-
-
-def test_concomitant_fields_are_taken_out_before(trajectory, monkeypatch, tmp_path):
-    """At 0.55 T, 15 cm off the isocentre, they would be taken for off-resonance."""
-    options = {"concomitant": True, "position": (0.0, 0.0, 150.0), "noise": 0.0}
-    plain = run(monkeypatch, tmp_path, simplenufft, scan_of(trajectory, noise=0.0))
-    both = scan_of(trajectory, off_resonance=LINEAR, **options)
-    client = run(monkeypatch, tmp_path, simplenufft, both, field_map="auto")
-    assert error(client.pixels, plain.pixels) < 0.03
-    alone = run(monkeypatch, tmp_path, simplenufft, scan_of(trajectory, **options), field_map="auto")
-    assert any("no off-resonance that blurs was found" in text for text in alone.texts)
+@pytest.mark.gpu
+@pytest.mark.usefixtures("learned_at_once")
+@pytest.mark.parametrize("module", [simplenufft1arm, rtspiral_live_tvrecon], ids=lambda module: module.__name__)
+def test_images_of_the_gpu_have_the_field_corrected_that_the_cpu_learned(trajectory, monkeypatch, tmp_path, module):
+    pytest.importorskip("cupy")
+    disturbed = scan_of(trajectory, 136, noise=0.0, off_resonance=LINEAR)
+    ours, theirs = (
+        run(monkeypatch, tmp_path, module, disturbed, field_map="auto", gpu_device=device) for device in (-1, 0)
+    )
+    assert error(theirs.pixels[-1], ours.pixels[-1]) < 0.02
+    assert any("off-resonance by the scan's own data" in text for text in theirs.texts)

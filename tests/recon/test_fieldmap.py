@@ -193,6 +193,13 @@ def promising(path):
     path.write_bytes(content)
 
 
+def without_a_unit(path):
+    """A code of the unit of length that NIfTI does not have."""
+    content = bytearray(nifti(path, shape=(4, 4, 4)).read_bytes())
+    content[123] = 4
+    path.write_bytes(content)
+
+
 def unfinished(path):
     np.save(path, np.ones((4, 4)))
     path.write_bytes(path.read_bytes().replace(b"}", b"("))
@@ -219,9 +226,10 @@ def movie(path):
         ("a.mat", lambda path: scipy.io.savemat(path, {"b0": np.ones((4, 4))}), "no variable field_map"),
         ("a.nii", broken, "cannot read the field map"),
         ("a.nii.gz", broken, "cannot read the field map"),
-        ("a.nii.gz", damaged, "a.nii.gz is no intact NIfTI file"),
+        ("a.nii.gz", damaged, "a.nii.gz cannot be read as NIfTI"),
         ("a.nii", promising, "says that it holds more than the memory does"),
-        ("a.nii", movie, "expected one volume"),
+        ("a.nii", without_a_unit, "unknown code 4 of a unit"),
+        ("a.nii", movie, "has 2 volumes: expected one"),
         ("a.npy", unfinished, "cannot read the field map"),
         ("a.h5", two_series, "has 2 images in 1 places: expected one of each slice"),
         ("a.nii", sheared, "not at right angles"),

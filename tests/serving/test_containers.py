@@ -106,6 +106,7 @@ def requirements(path):
     [
         "requirements.txt",
         "requirements-fftw.txt",
+        "requirements-mrd2.txt",
         "requirements-test.txt",
         "docker/requirements-cuda12.txt",
         "docker/requirements-cuda11.txt",
